@@ -1,0 +1,1 @@
+"""Runnable examples; each folder teaches one use of the package."""

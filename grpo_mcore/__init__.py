@@ -1,0 +1,23 @@
+"""grpo_mcore: Ray-free GRPO on Megatron-Core with vLLM rollouts.
+
+Importing the package is cheap; the trainers load torch, Megatron-Core and vLLM when first named.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "TeacherGRPOConfig": "grpo_mcore.config",
+    "SFTConfig": "grpo_mcore.config",
+    "TeacherGRPOTrainer": "grpo_mcore.trainers",
+    "SFTTrainer": "grpo_mcore.trainers",
+    "AdaptiveTeachingReward": "grpo_mcore.rewards",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'grpo_mcore' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""Saves a run, and goes on from it."""

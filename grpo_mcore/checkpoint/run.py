@@ -1,0 +1,92 @@
+"""Checkpoints of a run in Megatron's distributed format and folder layout.
+
+    checkpoints/latest_checkpointed_iteration.txt   "40"
+    checkpoints/iter_0000040/                       torch_dist shards and common state
+
+The data position, the sampling seeds and the student's prefetched answers are functions of the step
+number, so the step is all of them.
+"""
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron.core import dist_checkpointing, parallel_state
+
+from grpo_mcore.training.policy import Policy
+
+LATEST = "latest_checkpointed_iteration.txt"
+
+
+def save_checkpoint(policy: Policy, step: int, directory: Path) -> None:
+    """Saves the policy after `step` steps. Collective over its role, which must be this process's
+    default group (Megatron takes no other). The folder is complete before it bears its name."""
+    role = policy.role
+    final = directory / f"iter_{step:07d}"
+    work = final.with_name(final.name + ".partial")
+
+    def prepare() -> None:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+
+    role.once(prepare)
+    dist_checkpointing.save(_state(policy, step, is_loading=False), str(work))
+
+    def finish() -> None:
+        shutil.rmtree(final, ignore_errors=True)
+        work.rename(final)
+        (directory / LATEST).write_text(str(step))
+
+    role.once(finish)
+
+
+def latest_step(directory: Path) -> int | None:
+    """The step of the newest checkpoint in `directory`; None without one."""
+    file = directory / LATEST
+    return int(file.read_text()) if file.exists() else None
+
+
+def load_checkpoint(policy: Policy, directory: Path) -> int:
+    """Loads the newest checkpoint into the policy.
+
+    Returns:
+        The number of steps it had made.
+
+    Raises:
+        FileNotFoundError: when there is none.
+    """
+    step = latest_step(directory)
+    if step is None:
+        raise FileNotFoundError(f"{directory}: no checkpoint ({LATEST} is missing)")
+    state = dist_checkpointing.load(
+        _state(policy, step, is_loading=True), str(directory / f"iter_{step:07d}")
+    )
+    policy.module.load_state_dict(state["model"])
+    policy.optimizer.load_state_dict(state["optimizer"])
+    policy.scheduler.load_state_dict(state["scheduler"])
+    policy.version = state["version"]
+    return state["step"]
+
+
+def _state(policy: Policy, step: int, is_loading: bool) -> dict:
+    metadata = {"dp_cp_group": policy.role.groups.dp_cp}
+    with _data_parallel_rank(policy):
+        model = policy.module.sharded_state_dict(metadata=metadata)
+        optimizer = policy.optimizer.sharded_state_dict(model, is_loading=is_loading)
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "scheduler": policy.scheduler.state_dict(),
+        "version": policy.version,
+        "step": step,
+    }
+
+
+@contextmanager
+def _data_parallel_rank(policy: Policy):
+    """Megatron asks `parallel_state` for this rank when it shards a tied output layer."""
+    parallel_state.set_data_parallel_rank(policy.role.data_rank)
+    try:
+        yield
+    finally:
+        parallel_state.set_data_parallel_rank(None)

@@ -1,0 +1,185 @@
+"""Every setting, its default and its meaning. Field names are TRL's where TRL has the setting."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ModelConfig:
+    """A model in a Hugging Face directory (config.json and safetensors, sharded or not)."""
+
+    path: str = "???"
+    dtype: str = "float32"
+    """"float32" or "bfloat16"; of weights in training and in the engine."""
+    fp8: str | None = None
+    """FP8 recipe of the training layers ("delayed", "tensorwise", "blockwise", "mxfp8"); GPU."""
+    sequence_parallel: bool = False
+    """Megatron's sequence parallelism over the tensor parallel ranks."""
+    recompute: bool = False
+    """Recompute activations in the backward pass (full, one layer at a time)."""
+
+
+@dataclass
+class LayoutConfig:
+    """Who runs where. Layouts are "TPxPPxDP"."""
+
+    placement: str = "auto"
+    """"separate" (disjoint ranks), "colocated" (both roles on all ranks), or "auto"."""
+    teacher: str = "auto"
+    student: str = "auto"
+
+
+@dataclass
+class DataConfig:
+    """Questions and answers."""
+
+    train: str = "???"
+    """A .jsonl, .json or .parquet path, or the name of a dataset for datasets.load_dataset."""
+    eval: str | None = None
+    """Held-out set of the same kind; None: no evaluation."""
+    subset: str | None = None
+    """Second argument of load_dataset, such as "main" for openai/gsm8k."""
+    train_split: str = "train"
+    eval_split: str = "test"
+    question_column: str = "question"
+    answer_column: str = "answer"
+    """The final answer as text; of "... #### 42" only what follows the mark counts."""
+    eval_size: int = 0
+    """Use only the first so many held-out rows; 0: all."""
+    overlong: str = "error"
+    """A question too long for a model: "error" names the row, "drop" drops and counts."""
+
+
+@dataclass
+class TemplatesConfig:
+    """Prompts, in the words of the ATLAS documents. Fields in braces are replaced by name; other
+    braces are left alone."""
+
+    baseline: str = (
+        "{question}\n\nSolve this step by step and put your final answer inside "
+        "<solution> and </solution>."
+    )
+    diagnostic: str = (
+        "{question}\n\nBefore solving, name the kind of problem, the key steps you would take and "
+        "what could go wrong. Be brief and do not solve it."
+    )
+    adaptive: str = (
+        "A student is about to solve this problem:\n{question}\n\nThe student's plan:\n{approach}"
+        "\n\nThink about what this student needs inside <thinking> and </thinking>. Then write "
+        "guidance for the student inside <teaching> and </teaching>: short if the plan is right, "
+        "step by step if it is wrong. Never state the answer."
+    )
+    with_teaching: str = (
+        "{question}\n\nA teacher's guidance:\n{teaching}\n\nSolve this step by step, using the "
+        "guidance, and put your final answer inside <solution> and </solution>."
+    )
+
+
+@dataclass
+class RolloutConfig:
+    """The vLLM engines."""
+
+    teacher_engines: int = 0
+    """Engines of the teacher; 0: one on CPU, one for every `teacher_tensor_parallel` GPUs."""
+    student_engines: int = 0
+    teacher_tensor_parallel: int = 1
+    """Tensor parallel size of each engine, independent of the training layout."""
+    student_tensor_parallel: int = 1
+    gpu_memory_utilization: float = 0.5
+    kv_cache_gib: float = 0.25
+    """Key-value cache of each engine on CPU."""
+    max_num_seqs: int = 256
+    """Requests an engine works on at once."""
+    bucket_megabytes: int = 256
+    """Weights move to the engines in buckets of at most this size (or one tensor)."""
+    deadline_seconds: float = 1800.0
+    """Longest wait for an engine or for another rank before the run stops with the reason."""
+
+
+@dataclass
+class TrainingConfig:
+    """What every trainer has: the optimizer, its schedule, and where results go."""
+
+    output_dir: str = "outputs"
+    seed: int = 42
+    max_steps: int = 100
+    learning_rate: float = 1e-6
+    min_learning_rate: float = 0.0
+    lr_scheduler_type: str = "constant"
+    """"constant", "linear" or "cosine", from learning_rate down to min_learning_rate."""
+    warmup_steps: int = 0
+    stable_steps: int = 0
+    """Steps at full rate before "linear" or "cosine" decay begins (counted after warm-up)."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    distributed_optimizer: bool = False
+    """Megatron's distributed optimizer: states sharded over data parallel ranks."""
+    per_device_train_batch_size: int = 8
+    """Sequences in a micro-batch of one data parallel rank."""
+
+
+@dataclass
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning on (prompt, completion) rows; loss on the completion."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    layout: str = "1x1x1"
+    """TPxPPxDP."""
+    train: str = "???"
+    """JSONL of {"prompt", "completion"} rows, taken in order and from the start again."""
+    batch_size: int = 64
+    learning_rate: float = 2e-5
+
+
+@dataclass
+class TeacherGRPOConfig(TrainingConfig):
+    """Adaptive teaching: GRPO trains a teacher on how much its guidance helps a frozen student."""
+
+    teacher: ModelConfig = field(default_factory=ModelConfig)
+    student: ModelConfig = field(default_factory=ModelConfig)
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    templates: TemplatesConfig = field(default_factory=TemplatesConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+    num_prompts_per_step: int = 16
+    num_generations: int = 8
+    """Guidances sampled for each question."""
+    baseline_samples: int = 1
+    """Unaided answers averaged for each question (sampled ones, if above 1)."""
+    max_completion_length: int = 256
+    """Tokens of one guidance."""
+    max_probe_tokens: int = 500
+    max_answer_tokens: int = 256
+    """Tokens of one answer of the student."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    student_temperature: float = 0.0
+
+    beta: float = 0.04
+    """Weight of the KL divergence from the initial teacher; 0: no reference model."""
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    """Upper clipping range; None: epsilon."""
+    loss_type: str = "dapo"
+    """"grpo", "dapo" or "dr_grpo": how per-token losses are averaged."""
+    scale_rewards: str = "group"
+    """"group", "batch" or "none": the standard deviation advantages are divided by."""
+
+    degradation_penalty_multiplier: float = 2.0
+    efficiency_weight: float = 1.0
+
+    eval_steps: int = 0
+    """Evaluate every so many steps; 0: before the first and after the last only."""
+    save_steps: int = 0
+    """Checkpoint every so many steps; 0: after the last only."""
+    resume: bool = False
+    """Go on from the newest checkpoint in output_dir."""
+    log_completions: int = 4
+    """Guidances a step written to completions.jsonl."""
+    prepare: str | None = None
+    """"package.module:function", called with no argument once a machine before the job: makes the
+    models and data the experiment names, where they are missing."""

@@ -1,0 +1,47 @@
+"""Prompts as token ids, with or without a chat template."""
+
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+
+class Tokenizer:
+    """A model directory's tokenizer, as prompts and completions need it."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self.inner: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of `text` as a user's turn, or as plain text where the model has no template."""
+        if self.inner.chat_template:
+            turns = [{"role": "user", "content": text}]
+            return list(
+                self.inner.apply_chat_template(
+                    turns, add_generation_prompt=True, tokenize=True, return_dict=False
+                )
+            )
+        return list(self.inner(text)["input_ids"])
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text` alone, nothing added."""
+        return list(self.inner(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.inner.decode(tokens, skip_special_tokens=True)
+
+    def truncate(self, text: str, tokens: int) -> str:
+        """At most the first `tokens` tokens of `text`: text one model wrote may be longer for
+        another model's tokenizer."""
+        ids = self.encode(text)
+        return text if len(ids) <= tokens else self.decode(ids[:tokens])
+
+    def stop_token_ids(self) -> list[int]:
+        """Every id that ends a completion: the tokenizer's, and those of generation_config.json."""
+        ends = {self.inner.eos_token_id}
+        file = Path(self.path) / "generation_config.json"
+        if file.exists():
+            declared = json.loads(file.read_text()).get("eos_token_id")
+            ends |= set(declared if isinstance(declared, list) else [declared])
+        return sorted(ends - {None})

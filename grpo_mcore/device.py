@@ -1,0 +1,168 @@
+"""The only file that knows CUDA from CPU: backend, memory, and the bridge that runs Megatron on a CPU.
+
+Megatron-Core 0.16 names `torch.cuda` in some forty places and has no switch for it. On a machine
+without a GPU `prepare()` answers those calls for the CPU, once, before Megatron is first imported;
+Megatron itself stays unmodified. On a GPU `prepare()` only selects this process's device.
+"""
+
+import functools
+import os
+import resource
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+
+import torch
+
+MEGATRON_SERIES = "0.16."
+"""The bridge relies on what Megatron does inside, so it is bound to one series."""
+
+_FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "empty_like", "zeros_like")
+_prepared = False
+
+
+def is_cuda() -> bool:
+    """Whether this process computes on an NVIDIA GPU."""
+    return torch.cuda.is_available()
+
+
+def torch_device() -> torch.device:
+    """The device of this process's models."""
+    return torch.device("cuda", torch.cuda.current_device()) if is_cuda() else torch.device("cpu")
+
+
+def backend() -> str:
+    """torch.distributed backend. On GPUs, gloo serves the exchange of Python objects."""
+    return "cpu:gloo,cuda:nccl" if is_cuda() else "gloo"
+
+
+def empty_cache() -> None:
+    """Returns cached device memory, so that an engine on the same device can use it."""
+    if is_cuda():
+        torch.cuda.empty_cache()
+
+
+def synchronize() -> None:
+    """Waits for the device, so that a clock read afterwards counts its work."""
+    if is_cuda():
+        torch.cuda.synchronize()
+
+
+def peak_memory() -> int:
+    """Peak bytes of this process: allocated device memory on a GPU, resident memory on a CPU."""
+    if is_cuda():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def total_memory() -> int | None:
+    """Bytes of this process's device; None on a CPU, whose memory all processes share."""
+    return torch.cuda.get_device_properties(0).total_memory if is_cuda() else None
+
+
+def uses_transformer_engine() -> bool:
+    """Transformer Engine's layers are used wherever there is a GPU."""
+    return is_cuda()
+
+
+def transformer_overrides(fp8: str | None) -> dict:
+    """TransformerConfig fields that depend on the device (`fp8`: a recipe's name or None)."""
+    if not is_cuda():
+        return {
+            "use_cpu_initialization": True,
+            "gradient_accumulation_fusion": False,
+            "masked_softmax_fusion": False,
+            "bias_activation_fusion": False,
+            "bias_dropout_fusion": False,
+            "apply_rope_fusion": False,
+        }
+    overrides = {
+        # Needs Apex, which stays optional.
+        "gradient_accumulation_fusion": False,
+        # These two fusions compute in bf16 what the rollout engine computes in float32, and were
+        # found to cause most of the log-probability mismatch (NVIDIA-NeMo/RL issue 1801).
+        "bias_activation_fusion": False,
+        "apply_rope_fusion": False,
+        "masked_softmax_fusion": True,
+        "bias_dropout_fusion": True,
+    }
+    if fp8:
+        overrides |= {"fp8": "e4m3" if fp8 == "mxfp8" else "hybrid", "fp8_recipe": fp8}
+    return overrides
+
+
+def prepare() -> None:
+    """Readies this process for Megatron. Idempotent; must precede the first Megatron import.
+
+    Raises:
+        RuntimeError: on a CPU, when Megatron-Core is not of the series the bridge was made for.
+    """
+    global _prepared
+    if _prepared:
+        return
+    if is_cuda():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    else:
+        _bridge_megatron_to_cpu()
+    _prepared = True
+
+
+def _bridge_megatron_to_cpu() -> None:
+    found = version("megatron-core")
+    if not found.startswith(MEGATRON_SERIES):
+        raise RuntimeError(
+            f"megatron-core {found} is installed; the CPU bridge serves {MEGATRON_SERIES}x only"
+        )
+    _answer_for_cuda()
+    compile_, torch.compile = torch.compile, _no_compile
+    try:
+        # Megatron compiles small fused functions at import; compiling costs more than it saves
+        # on a CPU (12 s for the first step), so they run eagerly.
+        _repair_megatron()
+    finally:
+        torch.compile = compile_
+
+
+def _answer_for_cuda() -> None:
+    """Gives the CPU's answer to each `torch.cuda` question Megatron asks."""
+    cpu = torch.device("cpu")
+    for name in _FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    torch.cuda.current_device = lambda: cpu
+    torch.cuda.synchronize = torch.cuda.empty_cache = lambda *args, **kwargs: None
+    torch.cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    torch.cuda.manual_seed = torch.manual_seed
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+
+    # The optimizers choose a path by the name of a tensor's type and know only CUDA's names.
+    type_of = torch.Tensor.type
+
+    def cuda_type(self, *args, **kwargs):
+        answer = type_of(self, *args, **kwargs)
+        return answer.replace("torch.", "torch.cuda.", 1) if isinstance(answer, str) else answer
+
+    torch.Tensor.type = cuda_type
+
+
+def _on_cpu(factory: Callable) -> Callable:
+    @functools.wraps(factory)
+    def wrapped(*args, device=None, **kwargs):
+        if device is not None and torch.device(device).type == "cuda":
+            device = "cpu"
+        return factory(*args, device=device, **kwargs)
+
+    return wrapped
+
+
+def _no_compile(model=None, **_):
+    return model if model is not None else lambda function: function
+
+
+def _repair_megatron() -> None:
+    """Replaces the two functions that reach past `torch.cuda` into its C module."""
+    if "megatron.core" in sys.modules:
+        raise RuntimeError("import grpo_mcore before megatron.core on a machine without a GPU")
+    from megatron.core.tensor_parallel import random
+
+    random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)

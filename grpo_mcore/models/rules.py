@@ -1,0 +1,123 @@
+"""How one Megatron parameter, sharded over tensor parallel ranks, is made of Hugging Face tensors.
+
+Each rule reads one rank's shard (`shard`) and joins all shards back (`merge`); one is the inverse of
+the other, bit for bit.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Reader(Protocol):
+    """Slices of Hugging Face tensors by name; only what is asked for is read."""
+
+    def shape(self, name: str) -> list[int]: ...
+
+    def read(self, name: str, dim: int = 0, start: int = 0, stop: int | None = None) -> Tensor: ...
+
+
+class Rule(Protocol):
+    def shard(self, reader: Reader, rank: int, size: int) -> Tensor:
+        """The shard of tensor parallel rank `rank` of `size`."""
+
+    def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
+        """Hugging Face tensors by name, from the shards in rank order."""
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """The same on every rank: norms."""
+
+    name: str
+
+    def shard(self, reader: Reader, rank: int, size: int) -> Tensor:
+        return reader.read(self.name)
+
+    def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
+        return {self.name: shards[0]}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Split along the input dimension (Megatron's row parallel layers)."""
+
+    name: str
+
+    def shard(self, reader: Reader, rank: int, size: int) -> Tensor:
+        width = reader.shape(self.name)[1] // size
+        return reader.read(self.name, 1, rank * width, (rank + 1) * width)
+
+    def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
+        return {self.name: torch.cat(shards, dim=1)}
+
+
+@dataclass(frozen=True)
+class VocabRows:
+    """Split along the vocabulary, padded with zeros so that it divides."""
+
+    name: str
+    vocab: int
+
+    def shard(self, reader: Reader, rank: int, size: int) -> Tensor:
+        rows = -(-self.vocab // size)
+        held = reader.read(
+            self.name, 0, min(rank * rows, self.vocab), min((rank + 1) * rows, self.vocab)
+        )
+        return torch.cat([held, held.new_zeros(rows - held.shape[0], held.shape[1])])
+
+    def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
+        return {self.name: torch.cat(shards)[: self.vocab]}
+
+
+@dataclass(frozen=True)
+class GateUp:
+    """Gate and up projection stacked within each rank's shard: chunk first, then stack."""
+
+    gate: str
+    up: str
+
+    def shard(self, reader: Reader, rank: int, size: int) -> Tensor:
+        rows = reader.shape(self.gate)[0] // size
+        return torch.cat(
+            [reader.read(name, 0, rank * rows, (rank + 1) * rows) for name in (self.gate, self.up)]
+        )
+
+    def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
+        gates, ups = zip(*(shard.chunk(2) for shard in shards), strict=True)
+        return {self.gate: torch.cat(gates), self.up: torch.cat(ups)}
+
+
+@dataclass(frozen=True)
+class QKV:
+    """Query, key and value interleaved by group: each group's queries, then its key and value."""
+
+    query: str
+    key: str
+    value: str
+    groups: int
+    queries_per_group: int
+    head_dim: int
+
+    def shard(self, reader: Reader, rank: int, size: int) -> Tensor:
+        held = self.groups // size
+        parts = []
+        for name, heads in self._parts():
+            rows = held * heads * self.head_dim
+            part = reader.read(name, 0, rank * rows, (rank + 1) * rows)
+            parts.append(part.view(held, heads * self.head_dim, *part.shape[1:]))
+        return torch.cat(parts, dim=1).flatten(0, 1)
+
+    def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
+        whole = torch.cat(shards)
+        heads = [heads for _, heads in self._parts()]
+        grouped = whole.view(self.groups, sum(heads) * self.head_dim, *whole.shape[1:])
+        parts = grouped.split([h * self.head_dim for h in heads], dim=1)
+        return {
+            name: part.flatten(0, 1) for (name, _), part in zip(self._parts(), parts, strict=True)
+        }
+
+    def _parts(self) -> list[tuple[str, int]]:
+        return [(self.query, self.queries_per_group), (self.key, 1), (self.value, 1)]

@@ -1,0 +1,69 @@
+"""What a Hugging Face config.json says of a decoder, read before any model loads."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpo_mcore.config.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes and variants of a decoder-only transformer.
+
+    Attributes:
+        groups: key-value heads (query groups).
+        positions: longest sequence, prompt and completion together.
+        rope_scaling: Llama 3's frequency scaling factor; None for plain rotary embeddings.
+    """
+
+    family: str
+    hidden: int
+    ffn: int
+    layers: int
+    heads: int
+    groups: int
+    head_dim: int
+    vocab: int
+    positions: int
+    norm_eps: float
+    rope_base: float
+    tied: bool
+    rope_scaling: float | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+    def padded_vocab(self, tensor_parallel: int) -> int:
+        """Vocabulary rounded up so that each tensor parallel rank holds the same number of rows."""
+        return -(-self.vocab // tensor_parallel) * tensor_parallel
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights (biases and norms, a thousandth of it, left out)."""
+        attention = self.hidden * self.head_dim * 2 * (self.heads + self.groups)
+        layer = attention + 3 * self.hidden * self.ffn
+        return self.layers * layer + self.vocab * self.hidden * (1 if self.tied else 2)
+
+
+def read_shape(key: str, path: str) -> ModelShape:
+    """The shape of the model in directory `path`, which is the value of setting `key`.
+
+    Raises:
+        ConfigError: when there is no such directory or config.json, or the family or one of its
+            variants is not supported.
+    """
+    from grpo_mcore.models.families import FAMILIES
+
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"{key}={path}: no config.json there; give a Hugging Face model directory")
+    hf = json.loads(file.read_text())
+    model_type = hf.get("model_type")
+    if model_type not in FAMILIES:
+        raise ConfigError(
+            f"{key}={path}: model family {model_type!r} is not supported; "
+            f"supported: {', '.join(sorted(FAMILIES))}"
+        )
+    if hf.get("quantization_config"):
+        raise ConfigError(f"{key}={path}: a quantised checkpoint cannot be trained; give a plain one")
+    return FAMILIES[model_type].shape(hf, f"{key}={path}")

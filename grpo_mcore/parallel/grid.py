@@ -1,0 +1,54 @@
+"""Which rank stands where: the TP x PP x DP grid of a role, as plain arithmetic.
+
+Ranks are numbered as Megatron numbers them: tensor parallel fastest, then data, then pipeline.
+"""
+
+import re
+from dataclasses import dataclass
+from itertools import product
+
+from grpo_mcore.config.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of a role's tensor, pipeline and data parallel dimensions."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+
+    @classmethod
+    def parse(cls, key: str, text: str) -> "Layout":
+        """Reads "2x2x1" (TP x PP x DP). Raises ConfigError naming `key`."""
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", text):
+            raise ConfigError(f'{key}={text}: expected "auto" or TPxPPxDP such as "2x2x1"')
+        return cls(*map(int, text.split("x")))
+
+    def __str__(self) -> str:
+        return f"{self.tensor}x{self.pipeline}x{self.data}"
+
+    @property
+    def size(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that together hold one copy of the model."""
+        return self.tensor * self.pipeline
+
+    def rank(self, tensor: int, pipeline: int, data: int) -> int:
+        return tensor + self.tensor * (data + self.data * pipeline)
+
+    def ranks_along(self, *dimensions: str) -> list[list[int]]:
+        """The rank sets that vary over `dimensions` and share every other coordinate."""
+        sizes = {"tensor": self.tensor, "data": self.data, "pipeline": self.pipeline}
+        varying = [d for d in sizes if d in dimensions]
+        fixed = [d for d in sizes if d not in dimensions]
+        return [
+            sorted(
+                self.rank(**dict(zip(fixed, at, strict=True)), **dict(zip(varying, v, strict=True)))
+                for v in product(*(range(sizes[d]) for d in varying))
+            )
+            for at in product(*(range(sizes[d]) for d in fixed))
+        ]

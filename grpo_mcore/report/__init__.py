@@ -1,0 +1,1 @@
+"""What a run tells: phase times, metrics.jsonl, one readable line a step, curves."""

@@ -1,0 +1,62 @@
+"""A run's records in its output directory, and its lines on the terminal. Rank 0 only."""
+
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A progress bar, a line for each step, and JSON lines on disk."""
+
+    def __init__(self, directory: Path, first_step: int, max_steps: int, shown: dict[str, str]):
+        """
+        Args:
+            shown: the metrics of a step's line: name -> format such as "reward {:+.3f}".
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory, self.shown = directory, shown
+        self.bar = tqdm(
+            total=max_steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.1
+        )
+        if first_step:
+            for name in ("metrics", "completions"):
+                _forget_after(directory / f"{name}.jsonl", first_step)
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Records a finished training step (counted from 1)."""
+        self._append("metrics", {"step": step} | metrics)
+        parts = [form.format(metrics[name]) for name, form in self.shown.items() if name in metrics]
+        self.say(f"step {step:4d}  " + "  ".join(parts))
+        self.bar.update()
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        self._append("metrics", {"step": step} | {f"eval_{k}": v for k, v in metrics.items()})
+        parts = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in metrics.items()]
+        self.say(f"eval {step:4d}  " + ", ".join(parts))
+
+    def completions(self, step: int, rows: list[dict]) -> None:
+        for row in rows:
+            self._append("completions", {"step": step} | row)
+
+    def say(self, text: str) -> None:
+        self.bar.write(text)
+
+    def close(self) -> None:
+        self.bar.close()
+
+    def _append(self, name: str, record: dict) -> None:
+        with (self.directory / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def read_metrics(directory: Path) -> list[dict]:
+    """The records of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def _forget_after(file: Path, step: int) -> None:
+    """Drops what an interrupted run recorded after the checkpoint it now goes on from."""
+    if file.exists():
+        lines = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
+        file.write_text("".join(line + "\n" for line in lines))

@@ -1,0 +1,73 @@
+"""The asymmetric reward of the ATLAS documents: help is worth more when short, harm costs double."""
+
+from collections.abc import Sequence
+
+from grpo_mcore.teaching.text import extract_solution, extract_teaching, is_correct
+
+CONCISE_TOKENS = 100
+"""Half of the conciseness bonus is gone at this many teaching tokens."""
+
+
+class AdaptiveTeachingReward:
+    """With d = accuracy with teaching - accuracy without, and n the teaching's tokens:
+
+        d < 0:   -degradation_penalty_multiplier * |d|
+        else:    d * (1 + efficiency_weight * 100 / (100 + n))
+
+    (ATLAS trainers API reference, AdaptiveTeachingReward.) No change, both right included, is 0.
+    """
+
+    def __init__(self, degradation_penalty_multiplier: float = 2.0, efficiency_weight: float = 1.0):
+        self.degradation_penalty_multiplier = degradation_penalty_multiplier
+        self.efficiency_weight = efficiency_weight
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        *,
+        ground_truths: Sequence[str],
+        baseline_solutions: Sequence[str | Sequence[str]],
+        solutions: Sequence[str],
+        teaching_tokens: Sequence[int] | None = None,
+        **_,
+    ) -> list[float]:
+        """One reward for each completion.
+
+        Args:
+            completions: what the teacher wrote.
+            baseline_solutions: the student's unaided answers, one or several to average.
+            solutions: its answers with teaching. Both as whole texts or as extracted answers.
+            teaching_tokens: tokens of each teaching; words are counted where it is not given.
+        """
+        if teaching_tokens is None:
+            teaching_tokens = [len(extract_teaching(c).split()) for c in completions]
+        return [
+            self.reward(
+                self.evaluate_student_performance("", solution, truth)
+                - self._baseline(baseline, truth),
+                tokens,
+            )
+            for solution, baseline, truth, tokens in zip(
+                solutions, baseline_solutions, ground_truths, teaching_tokens, strict=True
+            )
+        ]
+
+    def reward(self, delta: float, teaching_tokens: int) -> float:
+        """The formula, for one accuracy difference in [-1, 1]."""
+        if delta < 0:
+            return -self.degradation_penalty_multiplier * abs(delta)
+        bonus = CONCISE_TOKENS / (CONCISE_TOKENS + teaching_tokens)
+        return delta * (1 + self.efficiency_weight * bonus)
+
+    def evaluate_student_performance(
+        self, question: str, solution: str, ground_truth: str
+    ) -> float:
+        """1.0 where the solution is the ground truth, case aside, else 0.0."""
+        answer = extract_solution(solution) if "<solution>" in solution else solution
+        return is_correct(answer, ground_truth)
+
+    def _baseline(self, baseline: str | Sequence[str], truth: str) -> float:
+        texts = [baseline] if isinstance(baseline, str) else baseline
+        scores = [self.evaluate_student_performance("", text, truth) for text in texts]
+        return sum(scores) / len(scores)

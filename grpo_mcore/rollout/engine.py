@@ -1,0 +1,90 @@
+"""The handle of one vLLM engine, held by the rank that leads its replica."""
+
+import os
+import socket
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from grpo_mcore.parallel.world import PhaseTimeout
+from grpo_mcore.rollout.requests import Completion, Request
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_", "GROUP_", "ROLE_", "TORCH")
+"""Prefixes of variables that would make vLLM think it is part of the trainer's job."""
+
+
+class EngineError(RuntimeError):
+    """An engine failed or died; the text holds its own error and where its log is."""
+
+
+class Engine:
+    """A vLLM engine in a child process. Calls may be sent ahead with `submit` and are answered in
+    order by `result`."""
+
+    def __init__(self, name: str, environment: dict[str, str], log: Path, deadline_seconds: float):
+        """Starts the process; `environment` is set in it on top of this process's own."""
+        self.name, self.log, self.deadline = name, log, deadline_seconds
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(_TORCHRUN)}
+        ours, theirs = socket.socketpair()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with theirs, log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "grpo_mcore.rollout.child", str(theirs.fileno())],
+                env=inherited | environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        self.connection = Connection(ours.detach())
+
+    def call(self, method: str, *arguments):
+        """Runs `method` in the child and returns its answer."""
+        self.submit(method, *arguments)
+        return self.result(method)
+
+    def submit(self, method: str, *arguments) -> None:
+        try:
+            self.connection.send((method, arguments))
+        except OSError as error:
+            raise self._died(method) from error
+
+    def result(self, method: str):
+        """The answer to the oldest call not yet answered.
+
+        Raises:
+            EngineError: when the call failed there or the process died.
+            PhaseTimeout: when no answer came within the deadline.
+        """
+        try:
+            if not self.connection.poll(self.deadline):
+                raise PhaseTimeout(
+                    f"engine {self.name}: no answer to '{method}' in {self.deadline:.0f} s "
+                    f"(rollout.deadline_seconds); its log: {self.log}"
+                )
+            status, answer = self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._died(method) from error
+        if status == "error":
+            raise EngineError(f"engine {self.name} failed in '{method}' ({self.log}):\n{answer}")
+        return answer
+
+    def generate(self, requests: list[Request]) -> list[Completion]:
+        return self.call("generate", requests)
+
+    def close(self) -> None:
+        """Ends the process and everything it started."""
+        self.connection.close()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _died(self, method: str) -> EngineError:
+        code = self.process.poll()
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+        return EngineError(
+            f"engine {self.name} died during '{method}' (exit code {code}); {self.log} ends:\n{tail}"
+        )

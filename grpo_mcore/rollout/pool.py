@@ -1,0 +1,151 @@
+"""All engines of a role, used by its ranks together."""
+
+import os
+from collections import deque
+from pathlib import Path
+
+from grpo_mcore import device
+from grpo_mcore.config import RolloutConfig
+from grpo_mcore.parallel.groups import Role
+from grpo_mcore.rollout.engine import Engine
+from grpo_mcore.rollout.requests import Completion, Request
+
+
+class StaleEngine(RuntimeError):
+    """Generation was asked of an engine that does not hold the trainer's weights."""
+
+
+class RolloutPool:
+    """The engines of `role`. Every method is called by all its ranks, with the same arguments.
+
+    `version` is the trainer version whose weights all engines were proven to hold; -1 before the
+    first sync.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        model_path: str,
+        dtype: str,
+        max_model_len: int,
+        stop_token_ids: list[int],
+        engines: int,
+        tensor_parallel: int,
+        config: RolloutConfig,
+        log_dir: Path,
+    ):
+        """Starts the engines without waiting for them; `wait_until_ready` does."""
+        self.role, self.version, self.engines = role, -1, engines
+        self.tensor_parallel = tensor_parallel
+        self.pending: deque[Ticket] = deque()
+        replica, place = divmod(role.rank, role.layout.size // engines)
+        self.engine: Engine | None = None
+        self.replica = replica
+        if place == 0 and replica < engines:
+            name = f"{role.name}-{replica}"
+            self.engine = Engine(
+                name, _environment(tensor_parallel), log_dir / f"{name}.log", config.deadline_seconds
+            )
+            arguments = _llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config)
+            self.engine.submit("start", arguments, stop_token_ids)
+
+    def wait_until_ready(self) -> None:
+        if self.engine:
+            self.engine.result("start")
+
+    def submit(self, requests: list[Request], version: int) -> "Ticket":
+        """Starts generating; the ticket's `result()` waits for it.
+
+        Raises:
+            StaleEngine: when the engines do not hold the weights of trainer `version`.
+        """
+        if version != self.version:
+            raise StaleEngine(
+                f"{self.role.name}: engines hold version {self.version}, trainer is at {version}"
+            )
+        if self.engine:
+            self.engine.submit("generate", requests[self.replica :: self.engines])
+        ticket = Ticket(self, len(requests))
+        self.pending.append(ticket)
+        return ticket
+
+    def generate(self, requests: list[Request], version: int) -> list[Completion]:
+        """One completion a request, in order, on every rank."""
+        return self.submit(requests, version).result()
+
+    def collect_until(self, ticket: "Ticket") -> None:
+        """Answers come in the order of their requests, so earlier tickets are filled on the way."""
+        while ticket.completions is None:
+            oldest = self.pending.popleft()
+            share = self.engine.result("generate") if self.engine else None
+            shares = [s for s in self.role.all_gather(share) if s is not None]
+            oldest.completions = [
+                shares[i % self.engines][i // self.engines] for i in range(oldest.size)
+            ]
+
+    def close(self) -> None:
+        if self.engine:
+            self.engine.close()
+
+
+class Ticket:
+    """A generation under way."""
+
+    def __init__(self, pool: RolloutPool, size: int):
+        self.pool, self.size = pool, size
+        self.completions: list[Completion] | None = None
+
+    def result(self) -> list[Completion]:
+        self.pool.collect_until(self)
+        return self.completions
+
+
+def _llm_arguments(
+    model_path: str, dtype: str, max_model_len: int, tensor_parallel: int, config: RolloutConfig
+) -> dict:
+    arguments = {
+        "model": model_path,
+        "dtype": dtype,
+        "max_model_len": max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "tensor_parallel_size": tensor_parallel,
+        "distributed_executor_backend": "mp" if tensor_parallel > 1 else "uni",
+        "load_format": "dummy",  # the weights come from the trainer, by the first sync
+        "skip_tokenizer_init": True,  # prompts and completions travel as token ids
+        "generation_config": "vllm",  # sampling settings are ours, not the model directory's
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",
+        "worker_extension_cls": "grpo_mcore.rollout.receiver.WeightReceiver",
+        "disable_log_stats": True,
+    }
+    if device.is_cuda():
+        return arguments | {
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "enable_sleep_mode": True,
+        }
+    return arguments | {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+    }
+
+
+def _environment(tensor_parallel: int) -> dict[str, str]:
+    environment = {
+        # With one worker the engine runs in the child itself: one process less.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        # Workers are given slots of buckets as Python objects, from this program only.
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+    }
+    if device.is_cuda():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        first = int(os.environ.get("LOCAL_RANK", 0))
+        numbers = range(first, first + tensor_parallel)
+        names = visible.split(",") if visible else None
+        mine = [names[n] if names else str(n) for n in numbers]
+        return environment | {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
+    return environment | {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores
+        "TORCHDYNAMO_DISABLE": "1",  # compiling one small sampling function takes 10 s
+    }

@@ -1,0 +1,51 @@
+"""The end of the weight sync inside each vLLM worker (vLLM's `worker_extension_cls`)."""
+
+import torch
+from torch.multiprocessing.reductions import rebuild_cuda_tensor
+
+from grpo_mcore.weights.bucket import Slot, checksum, open_buffer, unpack
+
+
+class WeightReceiver:
+    """Methods vLLM adds to its worker; called on every worker through `collective_rpc`."""
+
+    def begin_sync(self) -> None:
+        """Readies the live model for new weights; vLLM repacks some layers at load, so they are
+        rebuilt layer by layer."""
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model_runner.model)
+        self.received: dict[str, str] = {}
+
+    def receive_bucket(self, source: tuple, size: int, slots: list[Slot]) -> None:
+        """Loads one bucket.
+
+        Args:
+            source: ("memory", path), or ("cuda", handles) with one IPC handle for each worker.
+        """
+        kind, where = source
+        if kind == "memory":
+            buffer = open_buffer(where, size)
+        else:
+            arguments = list(where[self.rank])
+            arguments[6] = torch.cuda.current_device()  # the device's number in this process
+            buffer = rebuild_cuda_tensor(*arguments)
+        tensors = unpack(buffer, slots)
+        self.received |= {name: checksum(tensor) for name, tensor in tensors.items()}
+        self.model_runner.model.load_weights(tensors.items())
+
+    def end_sync(self) -> dict[str, str]:
+        """Finishes the load.
+
+        Returns:
+            The checksum of every tensor received, by Hugging Face name.
+        """
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        model = self.model_runner.model
+        finalize_layerwise_reload(model, self.model_runner.model_config)
+        # A tied output layer loads nothing itself, so vLLM leaves its repacked copy of the old
+        # embedding in place.
+        if self.model_runner.model_config.hf_text_config.tie_word_embeddings:
+            model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+        return self.received

@@ -1,0 +1,73 @@
+"""A lesson: a question, the student's unaided answers and approach, a teaching, the taught answer."""
+
+from dataclasses import dataclass
+
+from grpo_mcore.data.questions import Question
+from grpo_mcore.teaching.student import StudentWork
+from grpo_mcore.teaching.text import extract_solution, extract_teaching, is_correct
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What the student did alone on one question."""
+
+    question: Question
+    baselines: list[str]
+    approach: str
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the unaided answers that are right."""
+        right = [is_correct(extract_solution(b), self.question.answer) for b in self.baselines]
+        return sum(right) / len(right)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One teaching given on one attempt."""
+
+    attempt: Attempt
+    guidance: str
+    """All the teacher wrote; the student sees what stands in its <teaching> tags."""
+    teaching_tokens: int
+    answer: str
+
+    @property
+    def teaching(self) -> str:
+        return extract_teaching(self.guidance)
+
+    @property
+    def correct(self) -> float:
+        return is_correct(extract_solution(self.answer), self.attempt.question.answer)
+
+
+def collect_attempts(
+    questions: list[Question], work: StudentWork, baseline_samples: int
+) -> list[Attempt]:
+    """Splits the student's texts: all unaided answers, then one approach a question."""
+    alone, probes = work.texts[: -len(questions)], work.texts[-len(questions) :]
+    return [
+        Attempt(q, alone[i * baseline_samples : (i + 1) * baseline_samples], probes[i])
+        for i, q in enumerate(questions)
+    ]
+
+
+def summarise(lessons: list[Lesson]) -> dict[str, float]:
+    """How well teaching worked.
+
+    Returns:
+        Accuracies of the student alone and taught and their difference; `non_degradation`, the
+        share of questions answered right alone that stay right (1.0 where there are none); and the
+        mean number of teaching tokens.
+    """
+    count = len(lessons)
+    alone = sum(lesson.attempt.accuracy for lesson in lessons) / count
+    taught = sum(lesson.correct for lesson in lessons) / count
+    kept = [lesson.correct for lesson in lessons if lesson.attempt.accuracy == 1.0]
+    return {
+        "baseline_accuracy": alone,
+        "student_accuracy": taught,
+        "accuracy_delta": taught - alone,
+        "non_degradation": sum(kept) / len(kept) if kept else 1.0,
+        "teaching_length_mean": sum(lesson.teaching_tokens for lesson in lessons) / count,
+    }

@@ -1,0 +1,173 @@
+"""What the student is asked, and how the teacher's ranks ask it.
+
+`Student` runs on the student's ranks. Where those are other ranks than the teacher's, `serve`
+answers questions that `RemoteStudent` posts to the mailbox; where they are the same ranks,
+`LocalStudent` asks directly. Both hand out a `Pending` answer at once, so that the student can work
+while the teacher trains.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from grpo_mcore.config import TeacherGRPOConfig
+from grpo_mcore.data.tokenizer import Tokenizer
+from grpo_mcore.parallel.groups import Role
+from grpo_mcore.parallel.world import Mailbox
+from grpo_mcore.rollout.pool import RolloutPool
+from grpo_mcore.rollout.requests import Request, request_seed
+from grpo_mcore.teaching.text import fill
+
+FROZEN = 0
+"""The student never trains: its engines hold version 0 for ever."""
+
+
+@dataclass(frozen=True)
+class StudentWork:
+    """Texts the student wrote, and when it worked (seconds since the epoch)."""
+
+    texts: list[str]
+    started: float
+    finished: float
+
+
+class Pending(Protocol):
+    def result(self) -> StudentWork: ...
+
+
+class Asker(Protocol):
+    """`attempts` gives all unaided answers, question by question (`baseline_samples` each), then
+    one approach for each question. `taught_answers` gives one answer for each pair.
+
+    `keys` seed the sampling: one for each question or pair."""
+
+    def attempts(self, questions: list[str], keys: list[str]) -> Pending: ...
+
+    def taught_answers(
+        self, questions: list[str], teachings: list[str], keys: list[str]
+    ) -> Pending: ...
+
+    def close(self) -> None: ...
+
+
+class Student:
+    """The frozen student's engines, templates and tokenizer, on the student's ranks."""
+
+    def __init__(self, pool: RolloutPool, tokenizer: Tokenizer, config: TeacherGRPOConfig):
+        self.pool, self.tokenizer, self.config = pool, tokenizer, config
+
+    def attempts(self, questions: list[str], keys: list[str]) -> Pending:
+        templates, config = self.config.templates, self.config
+        alone = [
+            self._request(
+                fill(templates.baseline, question=question),
+                config.max_answer_tokens,
+                request_seed(config.seed, key, "baseline", sample),
+            )
+            for question, key in zip(questions, keys, strict=True)
+            for sample in range(config.baseline_samples)
+        ]
+        probes = [
+            self._request(
+                fill(templates.diagnostic, question=question),
+                config.max_probe_tokens,
+                request_seed(config.seed, key, "probe"),
+            )
+            for question, key in zip(questions, keys, strict=True)
+        ]
+        return self._submit(alone + probes)
+
+    def taught_answers(
+        self, questions: list[str], teachings: list[str], keys: list[str]
+    ) -> Pending:
+        config = self.config
+        return self._submit(
+            [
+                self._request(
+                    fill(
+                        config.templates.with_teaching,
+                        question=question,
+                        teaching=self.tokenizer.truncate(teaching, config.max_completion_length),
+                    ),
+                    config.max_answer_tokens,
+                    request_seed(config.seed, key, "taught"),
+                )
+                for question, teaching, key in zip(questions, teachings, keys, strict=True)
+            ]
+        )
+
+    def _request(self, prompt: str, max_tokens: int, seed: int) -> Request:
+        tokens = self.tokenizer.encode_prompt(prompt)
+        return Request(tokens, max_tokens, seed, self.config.student_temperature)
+
+    def _submit(self, requests: list[Request]) -> Pending:
+        started, ticket = time.time(), self.pool.submit(requests, FROZEN)
+
+        def finish() -> StudentWork:
+            texts = [self.tokenizer.decode(c.tokens) for c in ticket.result()]
+            return StudentWork(texts, started, time.time())
+
+        return _Once(finish)
+
+
+class LocalStudent(Student):
+    """Asks the student on this same rank. Its engine works in a process of its own meanwhile."""
+
+    def close(self) -> None:
+        """Nothing to tell: the student's engines end with the trainer's."""
+
+
+class RemoteStudent:
+    """Asks the student's ranks through the mailbox, from the teacher's ranks together."""
+
+    def __init__(self, role: Role, mailbox: Mailbox):
+        self.role, self.mailbox, self.asked = role, mailbox, 0
+
+    def attempts(self, questions: list[str], keys: list[str]) -> Pending:
+        return self._ask("attempts", questions=questions, keys=keys)
+
+    def taught_answers(
+        self, questions: list[str], teachings: list[str], keys: list[str]
+    ) -> Pending:
+        return self._ask("taught_answers", questions=questions, teachings=teachings, keys=keys)
+
+    def close(self) -> None:
+        """Lets the student's ranks end."""
+        self._ask("stop")
+
+    def _ask(self, method: str, **arguments) -> Pending:
+        number, self.asked = self.asked, self.asked + 1
+        if self.role.rank == 0:
+            self.mailbox.post(f"question {number}", [method, arguments])
+
+        def finish() -> StudentWork:
+            return StudentWork(**self.role.once(lambda: self.mailbox.take(f"answer {number}")))
+
+        return _Once(finish)
+
+
+def serve(student: Student, role: Role, mailbox: Mailbox) -> None:
+    """Answers the teacher's questions, in order, until it says stop. Runs on the student's ranks."""
+    number = 0
+    while True:
+        question = f"question {number}"
+        method, arguments = role.once(lambda name=question: mailbox.take(name))
+        if method == "stop":
+            return
+        work = getattr(student, method)(**arguments).result()
+        if role.rank == 0:
+            mailbox.post(f"answer {number}", asdict(work))
+        number += 1
+
+
+class _Once:
+    """A result computed when first asked for."""
+
+    def __init__(self, finish: Callable[[], StudentWork]):
+        self.finish, self.work = finish, None
+
+    def result(self) -> StudentWork:
+        if self.work is None:
+            self.work = self.finish()
+        return self.work

@@ -1,0 +1,95 @@
+"""Supervised fine-tuning on the same base."""
+
+import json
+from pathlib import Path
+
+from grpo_mcore.config import ConfigError, SFTConfig
+from grpo_mcore.data.tokenizer import Tokenizer
+from grpo_mcore.models.shape import read_shape
+from grpo_mcore.objectives.sft import sft_loss
+from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.parallel.world import join, world_size
+from grpo_mcore.report.progress import Progress
+from grpo_mcore.trainers.preflight import batch_misfit, check_model, check_training, why_not
+from grpo_mcore.training.batch import Batch, pad_batch
+from grpo_mcore.training.policy import Policy
+from grpo_mcore.weights.export import export_model
+
+DEADLINE_SECONDS = 1800.0
+
+
+class SFTTrainer:
+    """Trains `args.model` on `args.train` and writes the result to `args.output_dir`/final."""
+
+    def __init__(self, args: SFTConfig):
+        """Raises ConfigError for settings that cannot work."""
+        self.config = args
+        self.layout = Layout.parse("layout", args.layout)
+        check_training(args)
+        check_model("model", args.model)
+        self.shape = read_shape("model.path", args.model.path)
+        reason = why_not(self.layout, self.shape) or batch_misfit(
+            args.batch_size, args.per_device_train_batch_size, self.layout
+        )
+        if reason:
+            raise ConfigError(f"layout={self.layout}: {reason}")
+        if self.layout.size != world_size():
+            raise ConfigError(
+                f"layout={self.layout}: needs {self.layout.size} processes, "
+                f"there are {world_size()}"
+            )
+        self.rows = _read_rows(args.train)
+        self.tokenizer = Tokenizer(args.model.path)
+
+    def train(self) -> dict[str, float]:
+        """Runs all steps. Returns the last step's metrics."""
+        config = self.config
+        with join({"policy": self.layout}, "colocated", DEADLINE_SECONDS) as world:
+            role = world.roles["policy"]
+            policy = Policy(role, self.shape, config.model, config)
+            progress = None
+            if role.rank == 0:
+                shown = {"loss": "loss {:.4f}", "grad_norm": "grad norm {:.2f}"}
+                progress = Progress(Path(config.output_dir), 0, config.max_steps, shown)
+            for step in range(config.max_steps):
+                metrics = policy.compute_gradients(
+                    self.batch(step, policy.length_multiple),
+                    lambda log_probs, part: _loss(log_probs, part["weights"]),
+                )
+                metrics |= policy.step()
+                if progress:
+                    progress.step(step + 1, metrics)
+            final = Path(config.output_dir) / "final"
+            export_model(policy.module, self.shape, role, final, config.model.path)
+            if progress:
+                progress.close()
+        return metrics
+
+    def batch(self, step: int, length_multiple: int) -> Batch:
+        """The rows of a step, in the file's order, from its start again after its end."""
+        size = self.config.batch_size
+        rows = [self.rows[i % len(self.rows)] for i in range(step * size, (step + 1) * size)]
+        prompts = [self.tokenizer.encode_prompt(row["prompt"]) for row in rows]
+        end = [self.tokenizer.inner.eos_token_id]
+        completions = [self.tokenizer.encode(row["completion"]) + end for row in rows]
+        batch = pad_batch(prompts, completions, length_multiple)
+        return batch | {"weights": batch["mask"] / batch["mask"].sum()}
+
+
+def _loss(log_probs, weights):
+    loss = sft_loss(log_probs, weights)
+    return loss, {"loss": loss}
+
+
+def _read_rows(source: str) -> list[dict]:
+    file = Path(source)
+    if not file.is_file():
+        raise ConfigError(f"train={source}: no such file")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    if not rows:
+        raise ConfigError(f"train={source}: the dataset is empty")
+    for number, row in enumerate(rows):
+        for column in ("prompt", "completion"):
+            if column not in row:
+                raise ConfigError(f"train={source}: row {number} has no {column}")
+    return rows

@@ -1,0 +1,74 @@
+"""Runs micro-batches through Megatron's pipeline schedule."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from megatron.core.utils import get_model_config
+from torch import Tensor
+
+from grpo_mcore import device
+from grpo_mcore.models.log_probs import log_probs_and_entropy
+from grpo_mcore.parallel.groups import Role
+from grpo_mcore.training.batch import Batch
+
+OnOutput = Callable[[Batch, Tensor], tuple[Tensor, object]]
+"""(micro-batch, logits [sequences, tokens, vocabulary / TP]) -> (loss, anything to collect)."""
+
+
+def run_pipeline(
+    model: torch.nn.Module,
+    role: Role,
+    parts: list[Batch],
+    on_output: OnOutput,
+    forward_only: bool,
+) -> list:
+    """Forward (and backward) over micro-batches of equal size.
+
+    Returns:
+        What `on_output` collected for each micro-batch on the last stage; [] on other stages.
+    """
+    config = get_model_config(model)
+    sequences, length = parts[0]["tokens"].shape
+
+    def forward_step(iterator, model):
+        part = {name: t.to(device.torch_device()) for name, t in next(iterator).items()}
+        tokens = part["tokens"]
+        positions = torch.arange(length, device=tokens.device).expand_as(tokens)
+        logits = model(tokens, positions, attention_mask=None)
+        return logits, partial(on_output, part)
+
+    # One stage talks to nobody; Megatron wants the communicator exactly when there are several.
+    several = role.layout.pipeline > 1
+    with torch.set_grad_enabled(not forward_only):
+        return get_forward_backward_func(pp_size=role.layout.pipeline, vp_size=None)(
+            forward_step_func=forward_step,
+            data_iterator=iter(parts),
+            model=model,
+            num_microbatches=len(parts),
+            seq_length=length,
+            micro_batch_size=sequences,
+            forward_only=forward_only,
+            pg_collection=role.groups,
+            **({"p2p_communicator": P2PCommunicator(role.groups.pp, config)} if several else {}),
+        )
+
+
+def compute_log_probs(
+    model: torch.nn.Module, role: Role, parts: list[Batch], vocab: int, temperature: float
+) -> Tensor | None:
+    """Log-probabilities of the batch's own tokens, without gradient.
+
+    Returns:
+        [sequences, tokens] on the last stage, None on the others.
+    """
+
+    def on_output(part: Batch, logits: Tensor):
+        targets = part["tokens"].roll(-1, dims=1)  # the last column is always masked
+        log_probs, _ = log_probs_and_entropy(logits, targets, vocab, temperature, role.groups.tp)
+        return log_probs.sum() * 0, log_probs.cpu()
+
+    collected = run_pipeline(model, role, parts, on_output, forward_only=True)
+    return torch.cat(collected) if collected else None

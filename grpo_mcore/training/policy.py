@@ -1,0 +1,122 @@
+"""The trained model: Megatron's DDP, optimizer and schedule around this rank's shard."""
+
+from collections.abc import Callable
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+from torch import Tensor
+
+from grpo_mcore import device
+from grpo_mcore.config import ModelConfig, TrainingConfig
+from grpo_mcore.models.build import DTYPES, load_model
+from grpo_mcore.models.log_probs import log_probs_and_entropy
+from grpo_mcore.models.shape import ModelShape
+from grpo_mcore.parallel.groups import Role
+from grpo_mcore.training.batch import Batch, data_parallel_share, micro_batches
+from grpo_mcore.training.optimizer import build_optimizer
+from grpo_mcore.training.pipeline import compute_log_probs, run_pipeline
+
+Loss = Callable[[Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
+"""(log-probabilities [sequences, tokens], micro-batch) -> (share of the loss, metric sums)."""
+
+
+class Policy:
+    """A model in training, spread over the ranks of `role`; every method is called by all of them.
+
+    `version` counts the updates made; the rollout engines carry it too.
+    """
+
+    def __init__(self, role: Role, shape: ModelShape, model: ModelConfig, config: TrainingConfig):
+        self.role, self.shape, self.config = role, shape, config
+        self.version = 0
+        self.dtype = DTYPES[model.dtype]
+        self.length_multiple = role.layout.tensor if model.sequence_parallel else 1
+        self.module = load_model(shape, model, role, config.seed)
+        self.ddp = DistributedDataParallel(
+            self.module.config,
+            DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True,
+                use_distributed_optimizer=config.distributed_optimizer,
+            ),
+            self.module,
+            pg_collection=role.groups,
+        )
+        self.optimizer, self.scheduler = build_optimizer(self.ddp, config, self.dtype, role)
+        self.module.config.finalize_model_grads_func = finalize_model_grads
+        self.module.config.grad_scale_func = self.optimizer.scale_loss
+        self.module.config.no_sync_func = self.ddp.no_sync
+
+    def micro_batches(self, batch: Batch) -> list[Batch]:
+        """This data parallel rank's rows of the global batch, in micro-batches."""
+        share = data_parallel_share(batch, self.role.data_rank, self.role.layout.data)
+        return micro_batches(share, self.config.per_device_train_batch_size)
+
+    def compute_gradients(self, batch: Batch, loss: Loss, temperature: float = 1.0) -> dict:
+        """Forward and backward over the global batch; gradients are reduced over all ranks.
+
+        Returns:
+            The totals of the metrics `loss` gave, and of the entropy over the mask, on every rank.
+        """
+        self.ddp.train()
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        parts = self.micro_batches(batch)
+        # Megatron averages over micro-batches and data parallel ranks; our losses are shares of a
+        # sum whose normaliser is already global.
+        undo_average = len(parts) * self.role.layout.data
+
+        def on_output(part: Batch, logits: Tensor):
+            targets = part["tokens"].roll(-1, dims=1)  # the last column is always masked
+            log_probs, entropy = log_probs_and_entropy(
+                logits, targets, self.shape.vocab, temperature, self.role.groups.tp
+            )
+            share, metrics = loss(log_probs, part)
+            metrics = metrics | {"entropy": (entropy * part["mask"]).sum()}
+            return share * undo_average, {k: v.detach().item() for k, v in metrics.items()}
+
+        collected = run_pipeline(self.ddp, self.role, parts, on_output, forward_only=False)
+        return self._total(collected)
+
+    def step(self) -> dict[str, float]:
+        """One optimizer step on the computed gradients."""
+        self.scheduler.step(1)
+        _, grad_norm, _ = self.optimizer.step()
+        self.version += 1
+        return {"grad_norm": float(grad_norm), "learning_rate": self.learning_rate}
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def _total(self, collected: list[dict[str, float]]) -> dict[str, float]:
+        # Tensor parallel ranks computed the same numbers; one of each last stage speaks.
+        spoken = collected if self.role.tensor_rank == 0 else []
+        totals: dict[str, float] = {}
+        for metrics in (m for rank in self.role.all_gather(spoken) for m in rank):
+            for name, value in metrics.items():
+                if name.endswith("max"):
+                    totals[name] = max(totals.get(name, value), value)
+                else:
+                    totals[name] = totals.get(name, 0.0) + value
+        return totals
+
+
+class Reference:
+    """The frozen initial policy, for the KL term."""
+
+    def __init__(self, role: Role, shape: ModelShape, model: ModelConfig, seed: int):
+        self.role, self.shape = role, shape
+        self.module = load_model(shape, model, role, seed).eval().requires_grad_(False)
+
+    def log_probs(self, parts: list[Batch], temperature: float) -> Tensor | None:
+        """[sequences, tokens] of this rank's micro-batches; None off the last stage."""
+        return compute_log_probs(self.module, self.role, parts, self.shape.vocab, temperature)
+
+
+def release(*modules: torch.nn.Module) -> None:
+    """Frees the parameters of models that have served their purpose."""
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.data = torch.empty(0)
+    device.empty_cache()

@@ -1,0 +1,70 @@
+"""A bucket of tensors in one flat buffer, and the checksum that proves it arrived.
+
+On a CPU the buffer is anonymous shared memory, which the system frees with its last user however
+that one dies; on a GPU it is device memory whose CUDA IPC handle travels.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import xxhash
+from torch import Tensor
+
+ALIGNMENT = 512
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a tensor lies in a bucket's buffer."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+def pack(tensors: dict[str, Tensor], buffer: Tensor) -> list[Slot]:
+    """Copies `tensors` into the uint8 `buffer`, side by side."""
+    slots, offset = [], 0
+    for name, tensor in tensors.items():
+        slot = Slot(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset)
+        _view(buffer, slot).copy_(tensor)
+        slots.append(slot)
+        offset += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    return slots
+
+
+def unpack(buffer: Tensor, slots: list[Slot]) -> dict[str, Tensor]:
+    """Copies of the bucket's tensors: the engine may keep them past the next bucket's arrival."""
+    return {slot.name: _view(buffer, slot).clone() for slot in slots}
+
+
+def packed_bytes(tensor_bytes: int, tensors: int) -> int:
+    """Room that `tensors` of `tensor_bytes` together need, alignment included."""
+    return tensor_bytes + tensors * ALIGNMENT
+
+
+def checksum(tensor: Tensor) -> str:
+    """XXH3 of the tensor's bytes."""
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return xxhash.xxh3_64_hexdigest(flat.view(torch.uint8).numpy()) if flat.numel() else "empty"
+
+
+def shared_buffer(size: int) -> tuple[Tensor, str]:
+    """A uint8 buffer of `size` bytes that another process of this user opens by the path given."""
+    descriptor = os.memfd_create("grpo_mcore_bucket")
+    os.ftruncate(descriptor, size)
+    path = f"/proc/{os.getpid()}/fd/{descriptor}"
+    return open_buffer(path, size), path
+
+
+def open_buffer(path: str, size: int) -> Tensor:
+    return torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
+
+
+def _view(buffer: Tensor, slot: Slot) -> Tensor:
+    dtype = getattr(torch, slot.dtype)
+    count = torch.Size(slot.shape).numel()
+    part = buffer[slot.offset : slot.offset + count * dtype.itemsize]
+    return part.view(dtype).view(slot.shape)

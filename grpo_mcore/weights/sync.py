@@ -1,0 +1,107 @@
+"""Moves the trainer's weights into the engines, bucket by bucket, and proves that they arrived."""
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import reduce_tensor
+
+from grpo_mcore import device
+from grpo_mcore.models.shape import ModelShape
+from grpo_mcore.parallel.groups import Role
+from grpo_mcore.rollout.pool import RolloutPool
+from grpo_mcore.weights.bucket import checksum, pack, packed_bytes, shared_buffer
+from grpo_mcore.weights.gather import stream_tensors
+from grpo_mcore.weights.plan import make_plan
+
+TENSORS_A_PARAMETER = 3
+"""The most Hugging Face tensors one Megatron parameter becomes (query, key and value)."""
+
+
+class SyncError(RuntimeError):
+    """An engine's weights differ from the trainer's; the text names the first such tensor."""
+
+
+class WeightSync:
+    """The path from one sharded model to one pool of engines. Collective over the role."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        shape: ModelShape,
+        role: Role,
+        pool: RolloutPool,
+        bucket_megabytes: int,
+    ):
+        self.module, self.role, self.pool = module, role, pool
+        element = next(module.parameters()).element_size()
+        self.plan = make_plan(module, shape, role, bucket_megabytes << 20, element)
+        self.size = max(
+            packed_bytes(
+                b.numel * role.layout.tensor * element, TENSORS_A_PARAMETER * len(b.entries)
+            )
+            for b in self.plan.buckets
+        )
+        self.buffer: Tensor | None = None
+        self.path: str | None = None
+
+    def push(self, version: int) -> dict[str, int]:
+        """Gives the engines the weights of trainer `version`.
+
+        Returns:
+            How many tensors and bytes went.
+
+        Raises:
+            SyncError: on every rank, when any engine received other bytes than were sent.
+        """
+        engine = self.pool.engine
+        self.pool.version = -1  # until proven
+        sent: dict[str, str] = {}
+        total = 0
+        if engine:
+            engine.call("begin_sync")
+        for tensors in stream_tensors(self.module, self.plan, self.role):
+            total += sum(t.nbytes for t in tensors.values())
+            source, slots = self._offer(tensors)
+            if engine:
+                sent |= {name: checksum(tensor) for name, tensor in tensors.items()}
+                engine.call("receive_bucket", source, self.size, slots)
+            if device.is_cuda():
+                # The buffers belong to ranks that do not lead; they wait until it was read.
+                self.role.all_gather(None)
+        difference = None
+        if engine:
+            difference = first_difference(sent, engine.call("end_sync"))
+        found = next((d for d in self.role.all_gather(difference) if d), None)
+        if found:
+            raise SyncError(f"weight sync to version {version}: {found}")
+        self.pool.version = version
+        tensors = sum(1 for _ in sent)
+        return {"tensors": tensors, "bytes": total}
+
+    def _offer(self, tensors: dict[str, Tensor]):
+        """Packs the bucket where the engine's workers can read it."""
+        if device.is_cuda():
+            if self.buffer is None:
+                self.buffer = torch.empty(self.size, dtype=torch.uint8, device="cuda")
+            slots = pack(tensors, self.buffer)
+            device.synchronize()
+            _, handle = reduce_tensor(self.buffer)
+            handles = self.role.all_gather(handle)
+            first = self.role.rank
+            return ("cuda", handles[first : first + self.pool.tensor_parallel]), slots
+        if not self.pool.engine:
+            return None, None
+        if self.buffer is None:
+            self.buffer, self.path = shared_buffer(self.size)
+        return ("memory", self.path), pack(tensors, self.buffer)
+
+
+def first_difference(sent: dict[str, str], received: list[dict[str, str]]) -> str | None:
+    """Names the first tensor whose checksum differs on some worker; None when all agree."""
+    for worker, checksums in enumerate(received):
+        for name, expected in sent.items():
+            if checksums.get(name) != expected:
+                return (
+                    f"tensor {name} is {checksums.get(name, 'missing')} on worker {worker}, "
+                    f"{expected} in the trainer"
+                )
+    return None
