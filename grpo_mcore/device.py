@@ -26,6 +26,11 @@ def is_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def local_count() -> int:
+    """Processes to start on this machine: one a GPU, or one."""
+    return torch.cuda.device_count() if is_cuda() else 1
+
+
 def torch_device() -> torch.device:
     """The device of this process's models."""
     return torch.device("cuda", torch.cuda.current_device()) if is_cuda() else torch.device("cpu")

@@ -181,5 +181,5 @@ class TeacherGRPOConfig(TrainingConfig):
     log_completions: int = 4
     """Guidances a step written to completions.jsonl."""
     prepare: str | None = None
-    """"package.module:function", called with no argument once a machine before the job: makes the
+    """"package.module:function", called with this configuration before the job: makes the
     models and data the experiment names, where they are missing."""

@@ -8,10 +8,11 @@ import ctypes
 import os
 import signal
 import sys
+import time
 import traceback
 from multiprocessing.connection import Connection
 
-from grpo_mcore.rollout.requests import Completion, Request
+from grpo_mcore.rollout.requests import Completion, Generated, Request
 
 
 class Child:
@@ -23,9 +24,10 @@ class Child:
         self.llm = LLM(**llm_arguments)
         self.stop_token_ids = stop_token_ids
 
-    def generate(self, requests: list[Request]) -> list[Completion]:
+    def generate(self, requests: list[Request]) -> Generated:
         from vllm import SamplingParams, TokensPrompt
 
+        started = time.time()
         outputs = self.llm.generate(
             [TokensPrompt(prompt_token_ids=r.prompt) for r in requests],
             [
@@ -43,7 +45,8 @@ class Child:
             ],
             use_tqdm=False,
         )
-        return [_completion(output.outputs[0]) for output in outputs]
+        completions = [_completion(output.outputs[0]) for output in outputs]
+        return Generated(completions, started, time.time())
 
     def begin_sync(self) -> None:
         self.llm.collective_rpc("begin_sync")
@@ -66,7 +69,7 @@ class Child:
 
 def _completion(output) -> Completion:
     tokens = list(output.token_ids)
-    log_probs = [position[token].logprob for position, token in zip(output.logprobs, tokens, strict=True)]
+    log_probs = [at[token].logprob for at, token in zip(output.logprobs, tokens, strict=True)]
     return Completion(tokens, log_probs, output.finish_reason == "stop")
 
 

@@ -8,7 +8,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from grpo_mcore.parallel.world import PhaseTimeout
-from grpo_mcore.rollout.requests import Completion, Request
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_", "GROUP_", "ROLE_", "TORCH")
 """Prefixes of variables that would make vLLM think it is part of the trainer's job."""
@@ -69,9 +68,6 @@ class Engine:
         if status == "error":
             raise EngineError(f"engine {self.name} failed in '{method}' ({self.log}):\n{answer}")
         return answer
-
-    def generate(self, requests: list[Request]) -> list[Completion]:
-        return self.call("generate", requests)
 
     def close(self) -> None:
         """Ends the process and everything it started."""

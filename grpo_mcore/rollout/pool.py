@@ -8,7 +8,7 @@ from grpo_mcore import device
 from grpo_mcore.config import RolloutConfig
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.rollout.engine import Engine
-from grpo_mcore.rollout.requests import Completion, Request
+from grpo_mcore.rollout.requests import Completion, Generated, Request
 
 
 class StaleEngine(RuntimeError):
@@ -53,35 +53,45 @@ class RolloutPool:
         if self.engine:
             self.engine.result("start")
 
-    def submit(self, requests: list[Request], version: int) -> "Ticket":
+    def submit(self, requests: list[Request]) -> "Ticket":
         """Starts generating; the ticket's `result()` waits for it.
 
         Raises:
-            StaleEngine: when the engines do not hold the weights of trainer `version`.
+            StaleEngine: before the first sync, or after one that was not proven.
         """
-        if version != self.version:
-            raise StaleEngine(
-                f"{self.role.name}: engines hold version {self.version}, trainer is at {version}"
-            )
+        if self.version < 0:
+            raise StaleEngine(f"{self.role.name}: the engines hold no proven weights")
         if self.engine:
             self.engine.submit("generate", requests[self.replica :: self.engines])
         ticket = Ticket(self, len(requests))
         self.pending.append(ticket)
         return ticket
 
-    def generate(self, requests: list[Request], version: int) -> list[Completion]:
+    def generate(self, requests: list[Request]) -> list[Completion]:
         """One completion a request, in order, on every rank."""
-        return self.submit(requests, version).result()
+        return self.submit(requests).result().completions
+
+    def require(self, version: int) -> None:
+        """Raises StaleEngine unless the engines hold the weights of trainer `version`."""
+        if version != self.version:
+            raise StaleEngine(
+                f"{self.role.name}: engines hold version {self.version}, trainer is at {version}"
+            )
 
     def collect_until(self, ticket: "Ticket") -> None:
         """Answers come in the order of their requests, so earlier tickets are filled on the way."""
-        while ticket.completions is None:
+        while ticket.generated is None:
             oldest = self.pending.popleft()
             share = self.engine.result("generate") if self.engine else None
             shares = [s for s in self.role.all_gather(share) if s is not None]
-            oldest.completions = [
-                shares[i % self.engines][i // self.engines] for i in range(oldest.size)
-            ]
+            oldest.generated = Generated(
+                [
+                    shares[i % self.engines].completions[i // self.engines]
+                    for i in range(oldest.size)
+                ],
+                min(s.started for s in shares),
+                max(s.finished for s in shares),
+            )
 
     def close(self) -> None:
         if self.engine:
@@ -93,11 +103,11 @@ class Ticket:
 
     def __init__(self, pool: RolloutPool, size: int):
         self.pool, self.size = pool, size
-        self.completions: list[Completion] | None = None
+        self.generated: Generated | None = None
 
-    def result(self) -> list[Completion]:
+    def result(self) -> Generated:
         self.pool.collect_until(self)
-        return self.completions
+        return self.generated
 
 
 def _llm_arguments(

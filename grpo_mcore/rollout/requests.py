@@ -26,6 +26,16 @@ class Completion:
     finished: bool
 
 
+@dataclass(frozen=True)
+class Generated:
+    """Completions in the order of their requests, and when the engine worked on them (seconds
+    since the epoch)."""
+
+    completions: list[Completion]
+    started: float
+    finished: float
+
+
 def request_seed(*key: int | str) -> int:
     """A seed that depends on `key` only (run seed, step, question, sample, pass), so that the same
     run gives the same text whatever the number of engines, and a resumed run repeats it."""

@@ -6,7 +6,6 @@ answers questions that `RemoteStudent` posts to the mailbox; where they are the 
 while the teacher trains.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -19,13 +18,10 @@ from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Request, request_seed
 from grpo_mcore.teaching.text import fill
 
-FROZEN = 0
-"""The student never trains: its engines hold version 0 for ever."""
-
 
 @dataclass(frozen=True)
 class StudentWork:
-    """Texts the student wrote, and when it worked (seconds since the epoch)."""
+    """Texts the student wrote, and when its engines worked (seconds since the epoch)."""
 
     texts: list[str]
     started: float
@@ -102,11 +98,12 @@ class Student:
         return Request(tokens, max_tokens, seed, self.config.student_temperature)
 
     def _submit(self, requests: list[Request]) -> Pending:
-        started, ticket = time.time(), self.pool.submit(requests, FROZEN)
+        ticket = self.pool.submit(requests)
 
         def finish() -> StudentWork:
-            texts = [self.tokenizer.decode(c.tokens) for c in ticket.result()]
-            return StudentWork(texts, started, time.time())
+            generated = ticket.result()
+            texts = [self.tokenizer.decode(c.tokens) for c in generated.completions]
+            return StudentWork(texts, generated.started, generated.finished)
 
         return _Once(finish)
 

@@ -55,10 +55,11 @@ class WeightSync:
         engine = self.pool.engine
         self.pool.version = -1  # until proven
         sent: dict[str, str] = {}
-        total = 0
+        count = total = 0
         if engine:
             engine.call("begin_sync")
         for tensors in stream_tensors(self.module, self.plan, self.role):
+            count += len(tensors)
             total += sum(t.nbytes for t in tensors.values())
             source, slots = self._offer(tensors)
             if engine:
@@ -74,8 +75,7 @@ class WeightSync:
         if found:
             raise SyncError(f"weight sync to version {version}: {found}")
         self.pool.version = version
-        tensors = sum(1 for _ in sent)
-        return {"tensors": tensors, "bytes": total}
+        return {"tensors": count, "bytes": total}
 
     def _offer(self, tensors: dict[str, Tensor]):
         """Packs the bucket where the engine's workers can read it."""

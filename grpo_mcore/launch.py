@@ -1,0 +1,115 @@
+"""From the command line to a running job: what examples/run_teacher_grpo.sh starts.
+
+    bash examples/run_teacher_grpo.sh [overrides]       -> launch(): checks, then starts torchrun
+    torchrun ... examples/run_teacher_grpo.sh [...]     -> run(): one rank of the job
+"""
+
+import os
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+from filelock import FileLock
+
+from grpo_mcore import device
+from grpo_mcore.config import ConfigError, TeacherGRPOConfig
+from grpo_mcore.config.compose import compose_config
+from grpo_mcore.parallel.world import PhaseTimeout, is_rank_zero, world_size
+
+CPU_EXPERIMENT, GPU_EXPERIMENT = "demo", "gsm8k_qwen2.5"
+SPEAKING_SECONDS = 5.0
+
+
+def configure(script: Path, arguments: list[str]) -> TeacherGRPOConfig:
+    """The configuration for `arguments`: Hydra overrides, and `experiment=NAME` among them.
+    Without an experiment, the one for the hardware found."""
+    experiment = GPU_EXPERIMENT if device.is_cuda() else CPU_EXPERIMENT
+    overrides = []
+    for argument in arguments:
+        if argument in ("--resume", "resume"):
+            overrides.append("resume=true")
+        elif argument.startswith("experiment="):
+            experiment = argument.removeprefix("experiment=")
+        else:
+            overrides.append(argument)
+    return compose_config(script.resolve().parent / "configs", experiment, overrides)
+
+
+def prepare(config: TeacherGRPOConfig, script: Path) -> None:
+    """Calls the experiment's `prepare` function; of a machine's ranks the first does the work.
+
+    Raises:
+        ConfigError: when there is no such function.
+    """
+    if config.prepare is None:
+        return
+    root = script.resolve().parent.parent
+    sys.path.insert(0, str(root))
+    module, _, function = config.prepare.partition(":")
+    try:
+        prepare_models = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"prepare={config.prepare}: {error}") from error
+    lock = Path(config.output_dir).parent / f".{module}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        prepare_models(config)
+
+
+def launch(script: str, arguments: list[str]) -> None:
+    """Checks the job in this process, where an error is one line, then runs it under torchrun with
+    the numbers torchrun's own variables give."""
+    from torch.distributed.run import main as torchrun
+
+    from grpo_mcore.trainers.preflight import check_job
+
+    nodes = int(os.environ.get("NNODES", 1))
+    per_node = int(os.environ.get("NPROC_PER_NODE", 0)) or device.local_count()
+    with one_line_errors():
+        config = configure(Path(script), arguments)
+        prepare(config, Path(script))
+        check_job(config, nodes * per_node)
+    address = ["--standalone"]
+    if nodes > 1:
+        address = [
+            f"--node-rank={os.environ.get('NODE_RANK', 0)}",
+            f"--master-addr={os.environ.get('MASTER_ADDR', '127.0.0.1')}",
+            f"--master-port={os.environ.get('MASTER_PORT', 29500)}",
+        ]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torchrun([f"--nnodes={nodes}", f"--nproc-per-node={per_node}", *address, script, *arguments])
+
+
+def run(script: str, arguments: list[str]) -> None:
+    """One rank of the job."""
+    with one_line_errors():
+        config = configure(Path(script), arguments)
+        prepare(config, Path(script))
+        from grpo_mcore.trainers import TeacherGRPOTrainer
+
+        TeacherGRPOTrainer(config).train()
+
+
+class one_line_errors:
+    """Turns errors that explain themselves into one line and exit code 1; others keep their
+    traceback."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind, error, trace) -> None:
+        from grpo_mcore.rewards import RewardError
+        from grpo_mcore.rollout.engine import EngineError
+        from grpo_mcore.weights.sync import SyncError
+
+        known = (ConfigError, RewardError, EngineError, SyncError, PhaseTimeout)
+        if error is None or not isinstance(error, known):
+            return
+        # Every rank finds a wrong setting; one of them says so, and is given the time to before
+        # torchrun, seeing another rank gone, ends it.
+        if is_rank_zero() or not isinstance(error, (ConfigError, RewardError)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        elif world_size() > 1:
+            time.sleep(SPEAKING_SECONDS)
+        sys.exit(1)

@@ -1,0 +1,112 @@
+"""A teacher's engines and a student together: attempts, guidance, lessons, evaluation.
+
+Every method is called by all ranks of the teacher, with the same arguments.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from grpo_mcore.config import TeacherGRPOConfig
+from grpo_mcore.data.questions import Question
+from grpo_mcore.data.tokenizer import Tokenizer
+from grpo_mcore.rollout.pool import RolloutPool
+from grpo_mcore.rollout.requests import Completion, Request, request_seed
+from grpo_mcore.teaching.lesson import Attempt, Lesson, collect_attempts, summarise
+from grpo_mcore.teaching.student import Asker, Pending, StudentWork
+from grpo_mcore.teaching.text import extract_teaching, fill
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A sampled guidance with the adaptive prompt it came from."""
+
+    prompt: list[int]
+    completion: Completion
+
+
+@dataclass(frozen=True)
+class PendingAttempts:
+    """Attempts the student was asked for."""
+
+    questions: list[Question]
+    pending: Pending
+    baseline_samples: int
+
+    def result(self) -> tuple[list[Attempt], StudentWork]:
+        work = self.pending.result()
+        return collect_attempts(self.questions, work, self.baseline_samples), work
+
+
+class Classroom:
+    """`key` arguments seed the sampling: the same key gives the same text."""
+
+    def __init__(
+        self, student: Asker, pool: RolloutPool, tokenizer: Tokenizer, config: TeacherGRPOConfig
+    ):
+        self.student, self.pool, self.tokenizer, self.config = student, pool, tokenizer, config
+
+    def ask_attempts(self, questions: list[Question], key: str) -> PendingAttempts:
+        """Asks the student for unaided answers and an approach for each question, and does not
+        wait: they do not depend on the teacher."""
+        pending = self.student.attempts(
+            [q.text for q in questions], [f"{key}/{i}" for i in range(len(questions))]
+        )
+        return PendingAttempts(questions, pending, self.config.baseline_samples)
+
+    def guide(
+        self, attempts: list[Attempt], key: str, copies: int, temperature: float
+    ) -> list[Guidance]:
+        """`copies` guidances for each attempt, side by side."""
+        config = self.config
+        prompts = [self.adaptive_prompt(a) for a in attempts for _ in range(copies)]
+        greedy = temperature == 0
+        completions = self.pool.generate(
+            [
+                Request(
+                    prompt,
+                    config.max_completion_length,
+                    request_seed(config.seed, key, i, "guidance"),
+                    temperature,
+                    1.0 if greedy else config.top_p,
+                    0 if greedy else config.top_k,
+                )
+                for i, prompt in enumerate(prompts)
+            ]
+        )
+        return [Guidance(*pair) for pair in zip(prompts, completions, strict=True)]
+
+    def adaptive_prompt(self, attempt: Attempt) -> list[int]:
+        """The teacher's prompt: the question with the student's approach."""
+        approach = self.tokenizer.truncate(attempt.approach, self.config.max_probe_tokens)
+        text = fill(
+            self.config.templates.adaptive, question=attempt.question.text, approach=approach
+        )
+        return self.tokenizer.encode_prompt(text)
+
+    def texts(self, guidance: Sequence[Guidance]) -> list[str]:
+        return [self.tokenizer.decode(g.completion.tokens) for g in guidance]
+
+    def teach(self, attempts: list[Attempt], texts: list[str], key: str) -> list[Lesson]:
+        """Lets the student answer with each guidance text; an attempt's lie side by side."""
+        each = len(texts) // len(attempts)
+        given = [attempts[i // each] for i in range(len(texts))]
+        teachings = [extract_teaching(text) for text in texts]
+        work = self.student.taught_answers(
+            [a.question.text for a in given], teachings, [f"{key}/{i}" for i in range(len(texts))]
+        ).result()
+        return [
+            Lesson(attempt, text, len(self.tokenizer.encode(teaching)), answer)
+            for attempt, text, teaching, answer in zip(
+                given, texts, teachings, work.texts, strict=True
+            )
+        ]
+
+    def evaluate(self, attempts: list[Attempt], key: str) -> dict[str, float]:
+        """Teaches each attempt once with guidance sampled at temperature 1 ("sampled_") and once
+        with greedy guidance ("greedy_")."""
+        metrics = {}
+        for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
+            texts = self.texts(self.guide(attempts, key, 1, temperature))
+            lessons = self.teach(attempts, texts, key)
+            metrics |= {f"{name}_{k}": v for k, v in summarise(lessons).items()}
+        return metrics

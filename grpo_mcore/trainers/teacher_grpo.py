@@ -1,0 +1,325 @@
+"""Adaptive teaching in two passes: GRPO trains a teacher on how much it helps a frozen student.
+
+The student answers and sketches an approach; the teacher, shown both question and approach, writes
+guidance; the student answers again; the reward is the improvement. The loss is conditioned on the
+adaptive prompt the guidance was sampled from, not on the bare question.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from grpo_mcore.config import TeacherGRPOConfig
+from grpo_mcore.data.questions import questions_of_step
+from grpo_mcore.models.build import load_model
+from grpo_mcore.objectives.advantages import group_advantages
+from grpo_mcore.objectives.agreement import agreement_sums
+from grpo_mcore.objectives.grpo import GRPOLossConfig, grpo_loss, token_weights
+from grpo_mcore.parallel.groups import Role
+from grpo_mcore.parallel.world import World, join, world_size
+from grpo_mcore.report.phases import Phases
+from grpo_mcore.rewards import AdaptiveTeachingReward, call_rewards
+from grpo_mcore.rollout.pool import RolloutPool
+from grpo_mcore.teaching.classroom import Classroom, Guidance, PendingAttempts
+from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
+from grpo_mcore.teaching.student import LocalStudent, RemoteStudent, serve
+from grpo_mcore.trainers.base import Loop, check_output_dir
+from grpo_mcore.trainers.preflight import Job, check_job
+from grpo_mcore.training.batch import Batch, align, pad_batch
+from grpo_mcore.training.policy import Policy, Reference, release
+from grpo_mcore.weights.export import export_model
+from grpo_mcore.weights.sync import WeightSync
+
+SHOWN = {
+    "reward": "reward {:+.3f}",
+    "baseline_accuracy": "alone {:.2f}",
+    "student_accuracy": "taught {:.2f}",
+    "kl": "kl {:.4f}",
+    "grad_norm": "grad {:.2f}",
+    "sampling/mismatch": "mismatch {:.6f}",
+    "time/step": "{:.1f} s",
+}
+FROZEN = 0
+"""The version of the student's weights, for ever."""
+
+
+class TeacherGRPOTrainer:
+    """Trains `args.teacher` to teach `args.student`. The same script runs on every rank; what a
+    rank does follows from the layout."""
+
+    def __init__(self, args: TeacherGRPOConfig, reward_funcs: Callable | None = None):
+        """Checks everything that can be checked before models load.
+
+        Args:
+            reward_funcs: (prompts, completions, **columns) -> list of floats; the columns are the
+                dataset's and `questions`, `ground_truths`, `baseline_solutions`, `solutions`,
+                `student_approaches`, `teachings`, `teaching_tokens`. Default:
+                AdaptiveTeachingReward.
+
+        Raises:
+            ConfigError: for a setting that cannot work.
+        """
+        self.config = args
+        self.reward = reward_funcs or AdaptiveTeachingReward(
+            args.degradation_penalty_multiplier, args.efficiency_weight
+        )
+        self.job: Job = check_job(args, world_size())
+
+    def train(self) -> dict[str, float]:
+        """Runs the job to its end and writes the teacher to output_dir/final.
+
+        Returns:
+            The last metrics; {} on ranks that only carry the student.
+        """
+        job, config = self.job, self.config
+        deadline = config.rollout.deadline_seconds
+        with join(job.layouts, job.placement, deadline) as world, ExitStack() as cleanup:
+            if "teacher" in world.roles:
+                world.roles["teacher"].once(lambda: check_output_dir(config, config.resume))
+            pools = {name: start_engines(role, config, job) for name, role in world.roles.items()}
+            for pool in pools.values():
+                cleanup.callback(pool.close)
+            student = None
+            if "student" in world.roles:
+                student = ready_student(world.roles["student"], pools["student"], config, job)
+            if "teacher" in world.roles:
+                return TeacherLoop(self, world, pools["teacher"], student).run()
+            serve(student, world.roles["student"], world.mailbox)
+            return {}
+
+
+def start_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> RolloutPool:
+    """Starts the role's engines, which load while this process builds its models."""
+    model = getattr(config, role.name)
+    return RolloutPool(
+        role,
+        model.path,
+        model.dtype,
+        getattr(job.lengths, role.name),
+        job.tokenizers[role.name].stop_token_ids(),
+        job.engines[role.name],
+        getattr(config.rollout, f"{role.name}_tensor_parallel"),
+        config.rollout,
+        Path(config.output_dir) / "logs",
+    )
+
+
+def ready_student(
+    role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job
+) -> LocalStudent:
+    """Loads the student's shards in its own layout and hands them to its engines, once."""
+    shape = job.shapes["student"]
+    module = load_model(shape, config.student, role, config.seed)
+    pool.wait_until_ready()
+    WeightSync(module, shape, role, pool, config.rollout.bucket_megabytes).push(FROZEN)
+    release(module)
+    return LocalStudent(pool, job.tokenizers["student"], config)
+
+
+class TeacherLoop:
+    """The steps, on the teacher's ranks."""
+
+    def __init__(
+        self,
+        trainer: TeacherGRPOTrainer,
+        world: World,
+        pool: RolloutPool,
+        local: LocalStudent | None,
+    ):
+        self.config, self.job, self.reward = trainer.config, trainer.job, trainer.reward
+        config, shape = self.config, self.job.shapes["teacher"]
+        self.role, self.pool = world.roles["teacher"], pool
+        self.tokenizer = self.job.tokenizers["teacher"]
+        self.student = local or RemoteStudent(self.role, world.mailbox)
+        self.classroom = Classroom(self.student, pool, self.tokenizer, config)
+        self.phases = Phases()
+        self.prefetched: dict[int, PendingAttempts] = {}
+        self.training_span = (0.0, 0.0)
+        self.eval_attempts: list[Attempt] | None = None
+
+        self.policy = Policy(self.role, shape, config.teacher, config)
+        self.reference = (
+            Reference(self.role, shape, config.teacher, config.seed) if config.beta else None
+        )
+        self.loop = Loop(config, self.role, self.policy, SHOWN)
+        pool.wait_until_ready()
+        self.sync = WeightSync(
+            self.policy.module, shape, self.role, pool, config.rollout.bucket_megabytes
+        )
+        self.sync.push(self.policy.version)
+
+    def run(self) -> dict[str, float]:
+        self.loop.say(self.job.describe())
+        if self.job.dropped:
+            self.loop.say(f"data: {self.job.dropped} questions dropped as too long")
+        metrics = self.loop.run(self.train_step, self.evaluate if self.job.eval else None)
+        self.student.close()
+        final = Path(self.config.output_dir) / "final"
+        shape, like = self.job.shapes["teacher"], self.config.teacher.path
+        export_model(self.policy.module, shape, self.role, final, like)
+        self.loop.say(f"trained teacher: {final}")
+        self.loop.close()
+        return metrics
+
+    def train_step(self, step: int) -> dict[str, float]:
+        """One update. Returns its metrics."""
+        config, phases = self.config, self.phases
+        self.pool.require(self.policy.version)
+        with phases("step"):
+            with phases("attempts"):
+                attempts = self.attempts_of(step)
+            with phases("guidance"):
+                guidance = self.classroom.guide(
+                    attempts, f"step {step}", config.num_generations, config.temperature
+                )
+            with phases("taught"):
+                texts = self.classroom.texts(guidance)
+                lessons = self.classroom.teach(attempts, texts, f"step {step}")
+            self.prefetch(step + 1)
+            training_since = time.time()
+            with phases("reward"):
+                rewards = self.score(step, guidance, lessons)
+                batch = self.make_batch(guidance, rewards)
+            with phases("reference"):
+                self.add_reference(batch)
+            with phases("update"):
+                metrics = self.update(batch)
+            with phases("sync"):
+                sent = self.sync.push(self.policy.version)
+        self.training_span = (training_since, time.time())
+        self.log_lessons(step, lessons, rewards)
+        return (
+            describe(rewards, guidance, config.num_generations)
+            | summarise(lessons)
+            | metrics
+            | {f"sync/{name}": float(value) for name, value in sent.items()}
+            | phases.take()
+        )
+
+    def prefetch(self, step: int) -> None:
+        """Asks the student for the attempts of `step` without waiting. They do not depend on the
+        teacher, so the student makes them while the teacher trains."""
+        if step not in self.prefetched and step < self.config.max_steps:
+            config = self.config
+            questions = questions_of_step(
+                self.job.train, step, config.num_prompts_per_step, config.seed
+            )
+            self.prefetched[step] = self.classroom.ask_attempts(questions, f"step {step}")
+
+    def attempts_of(self, step: int) -> list[Attempt]:
+        """The attempts of the step, and how much of the student's time training has hidden."""
+        self.prefetch(step)
+        attempts, work = self.prefetched.pop(step).result()
+        since, until = self.training_span
+        hidden = max(0.0, min(work.finished, until) - max(work.started, since))
+        self.phases.seconds["student_attempts"] = work.finished - work.started
+        self.phases.seconds["student_attempts_during_training"] = hidden
+        return attempts
+
+    def score(self, step: int, guidance: list[Guidance], lessons: list[Lesson]) -> torch.Tensor:
+        """Each lesson's reward, computed once and shared by all ranks."""
+        questions = [lesson.attempt.question for lesson in lessons]
+        columns = {name: [q.columns[name] for q in questions] for name in questions[0].columns}
+        columns |= {
+            "questions": [q.text for q in questions],
+            "ground_truths": [q.answer for q in questions],
+            "baseline_solutions": [lesson.attempt.baselines for lesson in lessons],
+            "solutions": [lesson.answer for lesson in lessons],
+            "student_approaches": [lesson.attempt.approach for lesson in lessons],
+            "teachings": [lesson.teaching for lesson in lessons],
+            "teaching_tokens": [lesson.teaching_tokens for lesson in lessons],
+        }
+
+        def rewards() -> list[float]:
+            prompts = [self.tokenizer.decode(g.prompt) for g in guidance]
+            texts = [lesson.guidance for lesson in lessons]
+            return call_rewards(self.reward, step + 1, prompts, texts, **columns)
+
+        return torch.tensor(self.role.once(rewards))
+
+    def make_batch(self, guidance: list[Guidance], rewards: torch.Tensor) -> Batch:
+        """The global batch as tensors, with advantages and each token's weight in the loss."""
+        config = self.config
+        batch = pad_batch(
+            [g.prompt for g in guidance],
+            [g.completion.tokens for g in guidance],
+            self.policy.length_multiple,
+        )
+        mask = batch["mask"]
+        return batch | {
+            "rollout": align([g.completion.log_probs for g in guidance], mask),
+            "advantages": group_advantages(rewards, config.num_generations, config.scale_rewards),
+            "weights": token_weights(mask, config.loss_type, config.max_completion_length),
+        }
+
+    def add_reference(self, batch: Batch) -> None:
+        """Adds the reference's log-probabilities of this rank's rows; only the last stage uses
+        them, so other rows and stages hold zeros."""
+        if self.reference:
+            parts = self.policy.micro_batches(batch)
+            mine = self.reference.log_probs(parts, self.config.temperature)
+            batch["reference"] = torch.zeros_like(batch["mask"])
+            if mine is not None:
+                first = self.role.data_rank * len(mine)
+                batch["reference"][first : first + len(mine)] = mine
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step on the batch."""
+        config = self.config
+        settings = GRPOLossConfig(config.beta, config.epsilon, config.epsilon_high)
+
+        def loss(log_probs: torch.Tensor, part: Batch):
+            reference, advantages = part.get("reference"), part["advantages"]
+            share, metrics = grpo_loss(
+                log_probs, None, reference, advantages, part["weights"], settings
+            )
+            agreement = agreement_sums(log_probs.detach(), part["rollout"], part["mask"])
+            return share, metrics | {f"sampling/{name}": v for name, v in agreement.items()}
+
+        metrics = self.policy.compute_gradients(batch, loss, config.temperature)
+        tokens = batch["mask"].sum().item()
+        for name in ("entropy", "sampling/mismatch", "sampling/rollout_kl"):
+            metrics[name] /= tokens
+        return metrics | self.policy.step() | {"num_tokens": tokens}
+
+    def evaluate(self) -> dict[str, float]:
+        """Teaches the held-out questions. The student is frozen, so it attempts them once."""
+        if self.eval_attempts is None:
+            self.eval_attempts, _ = self.classroom.ask_attempts(self.job.eval, "eval").result()
+        return self.classroom.evaluate(self.eval_attempts, "eval")
+
+    def log_lessons(self, step: int, lessons: list[Lesson], rewards: torch.Tensor) -> None:
+        if self.loop.progress:
+            rows = [
+                {
+                    "question": lesson.attempt.question.text,
+                    "ground_truth": lesson.attempt.question.answer,
+                    "approach": lesson.attempt.approach,
+                    "baselines": lesson.attempt.baselines,
+                    "guidance": lesson.guidance,
+                    "answer": lesson.answer,
+                    "reward": reward.item(),
+                }
+                for lesson, reward in zip(lessons, rewards, strict=True)
+            ]
+            self.loop.progress.completions(step + 1, rows[: self.config.log_completions])
+
+
+def describe(
+    rewards: torch.Tensor, guidance: list[Guidance], num_generations: int
+) -> dict[str, float]:
+    """Metrics of a step's samples, under TRL's names."""
+    deviations = rewards.view(-1, num_generations).std(1)
+    lengths = [len(g.completion.tokens) for g in guidance]
+    clipped = sum(not g.completion.finished for g in guidance)
+    return {
+        "reward": rewards.mean().item(),
+        "reward_std": deviations.mean().item(),
+        "frac_reward_zero_std": (deviations == 0).float().mean().item(),
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": clipped / len(guidance),
+    }
