@@ -7,24 +7,28 @@ that a mistake is one line.
 import dataclasses
 from pathlib import Path
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from grpo_mcore.config.errors import ConfigError, unknown_key
 from grpo_mcore.config.schema import TeacherGRPOConfig
 
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
-def keys_of(schema: type, prefix: str = "") -> list[str]:
-    """Dotted names of all fields of a dataclass tree, sections included."""
-    keys = []
+
+def keys_of(schema: type, prefix: str = "") -> dict[str, type]:
+    """Types of all fields of a dataclass tree by dotted name, sections included."""
+    keys = {}
     for field in dataclasses.fields(schema):
-        keys.append(prefix + field.name)
+        keys[prefix + field.name] = field.type
         if dataclasses.is_dataclass(field.type):
-            keys += keys_of(field.type, f"{prefix}{field.name}.")
+            keys |= keys_of(field.type, f"{prefix}{field.name}.")
     return keys
 
 
@@ -34,32 +38,67 @@ def compose_config(config_dir: Path, experiment: str, overrides: list[str]) -> T
     Raises:
         ConfigError: for an unknown experiment or key, or a value of the wrong type.
     """
-    experiments = sorted(p.stem for p in (config_dir / "experiment").glob("*.yaml"))
-    if experiment not in experiments:
-        raise ConfigError(f"experiment={experiment}: choose one of {', '.join(experiments)}")
+    overrides = [f"experiment={experiment}", *overrides]
+    groups = {
+        group.name: sorted(option.stem for option in group.glob("*.yaml"))
+        for group in config_dir.iterdir()
+        if group.is_dir()
+    }
     known = keys_of(TeacherGRPOConfig)
-    groups = {p.name for p in config_dir.iterdir() if p.is_dir()}
+    for override in overrides:
+        _check_override(override, groups, known)
     try:
-        for override in OverridesParser.create().parse_overrides(overrides):
-            if override.key_or_group not in groups and override.key_or_group not in known:
-                raise unknown_key(override.key_or_group, known)
         ConfigStore.instance().store(name="schema", node=TeacherGRPOConfig)
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
-            tree = compose("config", [f"experiment={experiment}", *overrides])
+            tree = compose("config", overrides)
         missing = sorted(OmegaConf.missing_keys(tree))
         if missing:
             raise ConfigError(f"{missing[0]}: no value; give one, as in {missing[0]}=...")
         return OmegaConf.to_object(tree)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise _one_line(error, known) from error
 
 
-def _one_line(error: Exception, known: list[str]) -> ConfigError:
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+def _check_override(text: str, groups: dict[str, list[str]], known: dict[str, type]) -> None:
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise _not_key_value(text) from error
+    key = override.key_or_group
+    if not key:
+        raise _not_key_value(text)
+    if key not in groups and key not in known:
+        raise unknown_key(key, known)
+    plain = override.type is OverrideType.CHANGE and override.package is None
+    if not plain or override.is_sweep_override():
+        raise _not_key_value(text)
+    if key in groups and override.value() not in groups[key]:
+        raise ConfigError(f"{text}: choose one of {', '.join(groups[key])}")
+
+
+def _not_key_value(text: str) -> ConfigError:
+    return ConfigError(
+        f"{text or repr(text)}: expected KEY=VALUE; a value with spaces, commas or braces needs "
+        "quotes of its own, such as \"KEY='a, b'\""
+    )
+
+
+def _one_line(error: Exception, known: dict[str, type]) -> ConfigError:
+    cause, inner = error, error
+    while inner := inner.__cause__ or inner.__context__:
+        if getattr(inner, "full_key", None):
+            cause = inner
     key = getattr(cause, "full_key", None)
     if key and key not in known:
         return unknown_key(key, known)
-    text = " ".join(str(cause).split())
+    if key and isinstance(cause, ValidationError):
+        value = "null" if str(cause.value) == "None" else cause.value
+        return ConfigError(f"{key}={value}: expected {_kind(known[key])}")
+    text = " ".join(str(cause if key else error).partition("full_key:")[0].split())
     return ConfigError(f"{key}: {text}" if key else text)
+
+
+def _kind(expected: type) -> str:
+    if dataclasses.is_dataclass(expected):
+        return "a section with " + ", ".join(f.name for f in dataclasses.fields(expected))
+    return _KINDS.get(expected, str(expected))

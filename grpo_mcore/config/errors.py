@@ -9,11 +9,15 @@ class ConfigError(ValueError):
 
 
 def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
-    """The error for `key`, with the nearest of the `known` keys."""
-    known = sorted(known)
-    leaf = key.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(key, known, 1, 0.6) or [
-        k for k in known if k.rsplit(".", 1)[-1] == leaf
-    ]
-    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+    """The error for `key`, with the nearest of the `known` keys, in its own section first."""
+    section, _, leaf = key.rpartition(".")
+    siblings = [k for k in known if k.rpartition(".")[0] == section]
+    hint = ""
+    for keys in (siblings, list(known)):
+        leaves = difflib.get_close_matches(leaf, {k.rpartition(".")[2] for k in keys}, 1)
+        same_leaf = [k for k in keys if k.rpartition(".")[2] in leaves]
+        if same_leaf and not hint:
+            hint = f"did you mean {difflib.get_close_matches(key, same_leaf, 1, 0)[0]}?"
+    listed = siblings or [k for k in known if "." not in k]
+    hint = hint or f"known keys: {', '.join(sorted(listed))}"
     return ConfigError(f"{key}: unknown configuration key; {hint}")

@@ -135,6 +135,10 @@ def _llm_arguments(
         }
     return arguments | {
         "enforce_eager": True,
+        # vLLM rewinds the generator of a seeded request whose prompt it splits over steps, which
+        # the CPU's generator cannot do; so prompts are not split.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(8192, max_model_len),
         "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
     }
 

@@ -1,0 +1,133 @@
+"""What the demo's teacher learned, measured on the exported model and against two controls.
+
+Teacher (before and after) and student answer from their engines, without a trainer, on held-out
+problems; every figure is an accuracy of the student, 0 to 1.
+"""
+
+import random
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.demo.problems import CONSTANT_HINTS, teaching_text
+from grpo_mcore.config import ModelConfig, TeacherGRPOConfig
+from grpo_mcore.data.questions import Question, load_questions
+from grpo_mcore.models.build import load_model
+from grpo_mcore.parallel.world import join
+from grpo_mcore.teaching.classroom import Classroom
+from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
+from grpo_mcore.trainers.preflight import Job, check_job
+from grpo_mcore.trainers.teacher_grpo import ready_student, start_engines
+from grpo_mcore.training.policy import release
+from grpo_mcore.weights.sync import WeightSync
+
+
+def measure(config: TeacherGRPOConfig, trained: Path, unseen: Path) -> dict:
+    """The figures of result.json that describe the teacher in `trained`, in this one process.
+
+    Args:
+        config: the finished run's settings; `config.teacher` is the teacher before training.
+        unseen: problems in wordings that neither model met.
+    """
+    job = check_job(config, world_size=1)
+    data = config.data
+    with (
+        join(job.layouts, job.placement, config.rollout.deadline_seconds) as world,
+        ExitStack() as cleanup,
+    ):
+        roles = world.roles
+        pools = {name: start_engines(role, config, job) for name, role in roles.items()}
+        for pool in pools.values():
+            cleanup.callback(pool.close)
+        student = ready_student(roles["student"], pools["student"], config, job)
+        pools["teacher"].wait_until_ready()
+        room = Classroom(student, pools["teacher"], job.tokenizers["teacher"], config)
+        sets = {
+            "held_out": job.eval,
+            "unseen": load_questions(data, "unseen_wordings", str(unseen), "test"),
+        }
+        attempts = {name: _attempts(room, questions, name) for name, questions in sets.items()}
+        teacher = _TeacherEngine(world.roles["teacher"], pools["teacher"], config, job)
+        teacher.hold(config.teacher.path, 0)
+        before = {name: _taught(room, held, name) for name, held in attempts.items()}
+        teacher.hold(str(trained), 1)
+        after = {name: _taught(room, held, name) for name, held in attempts.items()}
+        held_out = attempts["held_out"]
+        hint, constant = _best_constant(room, held_out)
+        shuffled = _shuffled(room, held_out, after["held_out"].lessons, config.seed)
+
+    def accuracies(name: str) -> dict:
+        was, now = before[name], after[name]
+        return {
+            "student_alone": now.sampled["baseline_accuracy"],
+            "taught_before": was.sampled["student_accuracy"],
+            "taught_after": now.sampled["student_accuracy"],
+            "taught_before_greedy": was.greedy["student_accuracy"],
+            "taught_after_greedy": now.greedy["student_accuracy"],
+            "non_degradation_before": was.sampled["non_degradation"],
+            "non_degradation": now.sampled["non_degradation"],
+            "non_degradation_greedy": now.greedy["non_degradation"],
+            "teaching_tokens_before": was.sampled["teaching_length_mean"],
+            "teaching_tokens": now.sampled["teaching_length_mean"],
+            "problems": len(attempts[name]),
+        }
+
+    return accuracies("held_out") | {
+        "constant_guidance": constant,
+        "constant_guidance_hint": hint,
+        "shuffled_guidance": shuffled,
+        "unseen_wordings": accuracies("unseen"),
+    }
+
+
+class _TeacherEngine:
+    """The teacher's engines, holding one model directory's weights after another's."""
+
+    def __init__(self, role, pool, config: TeacherGRPOConfig, job: Job):
+        self.role, self.pool, self.config, self.shape = role, pool, config, job.shapes["teacher"]
+
+    def hold(self, path: str, version: int) -> None:
+        model = ModelConfig(path=path, dtype=self.config.teacher.dtype)
+        module = load_model(self.shape, model, self.role, self.config.seed)
+        megabytes = self.config.rollout.bucket_megabytes
+        WeightSync(module, self.shape, self.role, self.pool, megabytes).push(version)
+        release(module)
+
+
+@dataclass(frozen=True)
+class _Taught:
+    sampled: dict
+    greedy: dict
+    lessons: list[Lesson]
+
+
+def _attempts(room: Classroom, questions: list[Question], key: str) -> list[Attempt]:
+    attempts, _ = room.ask_attempts(questions, key).result()
+    return attempts
+
+
+def _taught(room: Classroom, attempts: list[Attempt], key: str) -> _Taught:
+    lessons = {}
+    for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
+        texts = room.texts(room.guide(attempts, key, 1, temperature))
+        lessons[name] = room.teach(attempts, texts, key)
+    return _Taught(summarise(lessons["sampled"]), summarise(lessons["greedy"]), lessons["sampled"])
+
+
+def _best_constant(room: Classroom, attempts: list[Attempt]) -> tuple[str, float]:
+    """The single hint that helps most when given to everybody, and what it gives."""
+    scores = {}
+    for hint in CONSTANT_HINTS:
+        lessons = room.teach(attempts, [teaching_text(hint)] * len(attempts), "constant")
+        scores[hint] = summarise(lessons)["student_accuracy"]
+    best = max(scores, key=scores.get)
+    return best, scores[best]
+
+
+def _shuffled(
+    room: Classroom, attempts: list[Attempt], lessons: list[Lesson], seed: int
+) -> float:
+    """The learned hints, each dealt to another question."""
+    texts = [lesson.guidance for lesson in lessons]
+    random.Random(seed).shuffle(texts)
+    return summarise(room.teach(attempts, texts, "shuffled"))["student_accuracy"]
