@@ -9,6 +9,7 @@ import functools
 import os
 import resource
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 
@@ -105,6 +106,8 @@ def prepare() -> None:
     global _prepared
     if _prepared:
         return
+    # Megatron warns at every import of each optional package that is missing.
+    warnings.filterwarnings("ignore", module="megatron")
     if is_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     else:

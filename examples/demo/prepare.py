@@ -83,7 +83,9 @@ def _train(directory: Path, seed: int) -> None:
                 stdout=log,
                 stderr=log,
             )
-    with tqdm(total=len(ROLES) * SFT_STEPS, desc="SFT of student and teacher", unit="step") as bar:
+    total = len(ROLES) * SFT_STEPS
+    print(f"supervised training of student and teacher: {total} steps, about 90 s", flush=True)
+    with tqdm(total=total, unit="step", disable=None) as bar:
         while any(process.poll() is None for process in processes.values()):
             bar.update(sum(_lines(directory / "sft" / role) for role in ROLES) - bar.n)
             time.sleep(0.5)

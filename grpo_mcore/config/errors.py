@@ -9,15 +9,19 @@ class ConfigError(ValueError):
 
 
 def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
-    """The error for `key`, with the nearest of the `known` keys, in its own section first."""
+    """The error for `key`, with the nearest of the `known` keys: of the same name in another
+    section, or else of a similar name, in its own section first."""
+    leaf_of = {k: k.rpartition(".")[2] for k in known}
     section, _, leaf = key.rpartition(".")
-    siblings = [k for k in known if k.rpartition(".")[0] == section]
-    hint = ""
-    for keys in (siblings, list(known)):
-        leaves = difflib.get_close_matches(leaf, {k.rpartition(".")[2] for k in keys}, 1)
-        same_leaf = [k for k in keys if k.rpartition(".")[2] in leaves]
-        if same_leaf and not hint:
-            hint = f"did you mean {difflib.get_close_matches(key, same_leaf, 1, 0)[0]}?"
-    listed = siblings or [k for k in known if "." not in k]
-    hint = hint or f"known keys: {', '.join(sorted(listed))}"
+    siblings = [k for k in leaf_of if k.rpartition(".")[0] == section]
+    near = [k for k in leaf_of if leaf_of[k] == leaf]
+    for keys in (siblings, list(leaf_of)):
+        if not near:
+            leaves = difflib.get_close_matches(leaf, {leaf_of[k] for k in keys}, 1)
+            near = [k for k in keys if leaf_of[k] in leaves]
+    if near:
+        hint = f"did you mean {difflib.get_close_matches(key, near, 1, 0)[0]}?"
+    else:
+        listed = siblings or [k for k in leaf_of if "." not in k]
+        hint = f"known keys: {', '.join(sorted(listed))}"
     return ConfigError(f"{key}: unknown configuration key; {hint}")

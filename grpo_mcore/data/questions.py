@@ -35,7 +35,10 @@ def load_questions(data: DataConfig, key: str, source: str, split: str) -> list[
         ConfigError: when it is not there, is empty, lacks a configured column, or has a row whose
             question is not text.
     """
-    from datasets import Dataset, load_dataset
+    from datasets import Dataset, disable_progress_bars, load_dataset
+
+    disable_progress_bars()  # every rank reads the data
+
 
     kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
     kind = kinds.get(Path(source).suffix)

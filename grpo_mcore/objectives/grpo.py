@@ -58,7 +58,8 @@ def grpo_loss(
     weights: Tensor,
     config: GRPOLossConfig,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """This part's share of the loss, and sums whose totals over all parts are the metrics.
+    """This part's share of the loss, and metrics as sums over its tokens: the totals over all
+    parts are divided by the number of tokens, but for `loss`.
 
     Args:
         log_probs: [sequences, tokens], with gradient.
@@ -80,10 +81,10 @@ def grpo_loss(
     clips = ((ratio < 1 - config.epsilon) & (advantage < 0)) | (
         (ratio > 1 + high) & (advantage > 0)
     )
-    metrics = {"clip_ratio/region_mean": (clips * weights).sum().detach()}
+    metrics = {"clip_ratio/region_mean": (clips & counted).sum().detach()}
     if config.beta and ref_log_probs is not None:
         kl = k3(log_probs, ref_log_probs.where(counted, 0.0))
         per_token = per_token + config.beta * kl
-        metrics["kl"] = (kl * weights).sum().detach()
+        metrics["kl"] = (kl * counted).sum().detach()
     loss = (per_token * weights).sum()
     return loss, metrics | {"loss": loss.detach()}

@@ -12,12 +12,18 @@ class Progress:
     def __init__(self, directory: Path, first_step: int, max_steps: int, shown: dict[str, str]):
         """
         Args:
-            shown: the metrics of a step's line: name -> format such as "reward {:+.3f}".
+            shown: the metrics of a step's or an evaluation's line: name -> format such as
+                "reward {:+.3f}".
         """
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.shown = directory, shown
         self.bar = tqdm(
-            total=max_steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.1
+            total=max_steps,
+            initial=first_step,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.1,
+            disable=None,  # a bar belongs on a terminal, not in a log file
         )
         if first_step:
             for name in ("metrics", "completions"):
@@ -26,14 +32,13 @@ class Progress:
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Records a finished training step (counted from 1)."""
         self._append("metrics", {"step": step} | metrics)
-        parts = [form.format(metrics[name]) for name, form in self.shown.items() if name in metrics]
-        self.say(f"step {step:4d}  " + "  ".join(parts))
+        self.say(f"step {step:4d}  {self._line(metrics)}")
         self.bar.update()
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        self._append("metrics", {"step": step} | {f"eval_{k}": v for k, v in metrics.items()})
-        parts = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in metrics.items()]
-        self.say(f"eval {step:4d}  " + ", ".join(parts))
+        metrics = {f"eval_{name}": value for name, value in metrics.items()}
+        self._append("metrics", {"step": step} | metrics)
+        self.say(f"eval {step:4d}  {self._line(metrics)}")
 
     def completions(self, step: int, rows: list[dict]) -> None:
         for row in rows:
@@ -44,6 +49,9 @@ class Progress:
 
     def close(self) -> None:
         self.bar.close()
+
+    def _line(self, metrics: dict[str, float]) -> str:
+        return "  ".join(f.format(metrics[name]) for name, f in self.shown.items() if name in metrics)
 
     def _append(self, name: str, record: dict) -> None:
         with (self.directory / f"{name}.jsonl").open("a") as file:

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import deque
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Engine:
                 stderr=output,
             )
         self.connection = Connection(ours.detach())
+        self.unanswered: deque[str] = deque()
 
     def call(self, method: str, *arguments):
         """Runs `method` in the child and returns its answer."""
@@ -48,6 +50,7 @@ class Engine:
             self.connection.send((method, arguments))
         except OSError as error:
             raise self._died(method) from error
+        self.unanswered.append(method)
 
     def result(self, method: str):
         """The answer to the oldest call not yet answered.
@@ -55,7 +58,11 @@ class Engine:
         Raises:
             EngineError: when the call failed there or the process died.
             PhaseTimeout: when no answer came within the deadline.
+            RuntimeError: when the oldest call is to another method.
         """
+        if self.unanswered[0] != method:
+            raise RuntimeError(f"engine {self.name} owes an answer to '{self.unanswered[0]}' first")
+        self.unanswered.popleft()
         try:
             if not self.connection.poll(self.deadline):
                 raise PhaseTimeout(

@@ -36,7 +36,7 @@ class RolloutPool:
     ):
         """Starts the engines without waiting for them; `wait_until_ready` does."""
         self.role, self.version, self.engines = role, -1, engines
-        self.tensor_parallel = tensor_parallel
+        self.tensor_parallel, self.ready = tensor_parallel, False
         self.pending: deque[Ticket] = deque()
         replica, place = divmod(role.rank, role.layout.size // engines)
         self.engine: Engine | None = None
@@ -50,8 +50,10 @@ class RolloutPool:
             self.engine.submit("start", arguments, stop_token_ids)
 
     def wait_until_ready(self) -> None:
-        if self.engine:
+        """Returns when the engines accept weights."""
+        if self.engine and not self.ready:
             self.engine.result("start")
+            self.ready = True
 
     def submit(self, requests: list[Request]) -> "Ticket":
         """Starts generating; the ticket's `result()` waits for it.

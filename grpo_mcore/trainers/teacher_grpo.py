@@ -41,7 +41,16 @@ SHOWN = {
     "grad_norm": "grad {:.2f}",
     "sampling/mismatch": "mismatch {:.6f}",
     "time/step": "{:.1f} s",
+    "eval_sampled_baseline_accuracy": "alone {:.3f}",
+    "eval_sampled_student_accuracy": "taught {:.3f}",
+    "eval_greedy_student_accuracy": "(greedy {:.3f})",
+    "eval_sampled_non_degradation": "kept {:.3f}",
+    "eval_sampled_teaching_length_mean": "tokens {:.1f}",
 }
+TOKEN_MEANS = {
+    "entropy", "kl", "clip_ratio/region_mean", "sampling/mismatch", "sampling/rollout_kl",
+}  # fmt: skip
+"""Metrics that come as sums over the sampled tokens."""
 FROZEN = 0
 """The version of the student's weights, for ever."""
 
@@ -281,7 +290,7 @@ class TeacherLoop:
 
         metrics = self.policy.compute_gradients(batch, loss, config.temperature)
         tokens = batch["mask"].sum().item()
-        for name in ("entropy", "sampling/mismatch", "sampling/rollout_kl"):
+        for name in metrics.keys() & TOKEN_MEANS:
             metrics[name] /= tokens
         return metrics | self.policy.step() | {"num_tokens": tokens}
 

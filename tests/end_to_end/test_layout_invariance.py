@@ -1,0 +1,79 @@
+"""The same seed gives the same step at every layout: rollouts, loss and gradients."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.end_to_end.conftest import records, run_command, torchrun
+from tests.end_to_end.layouts_worker import CASES, TRAINED
+
+REFERENCE = "1x1x1"
+
+
+@pytest.fixture(scope="module")
+def output(job, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("layouts")
+    worker = Path(__file__).with_name("layouts_worker.py")
+    run_command(torchrun(8, worker, directory, *job, "beta=0.04"), timeout=600)
+    return directory
+
+
+def result(output: Path, name: str) -> dict:
+    return torch.load(output / f"{name}.pt", weights_only=False)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != REFERENCE])
+def test_first_step_is_the_same_at(output, name):
+    expected, found = result(output, REFERENCE), result(output, name)
+    directory = name.replace(" ", "_")
+
+    def texts(case):
+        return [
+            (row["baselines"], row["approach"], row["guidance"], row["answer"])
+            for row in records(output / case, "completions")
+            if row["step"] == 1
+        ]
+
+    assert len(texts(REFERENCE)) == 16
+    assert texts(directory) == texts(REFERENCE)
+    for metric in ("loss", "kl", "grad_norm", "entropy", "reward"):
+        assert found["metrics"][metric] == pytest.approx(expected["metrics"][metric], abs=1e-5)
+    assert found["gradients"].keys() == expected["gradients"].keys()
+    for tensor, gradient in expected["gradients"].items():
+        assert (found["gradients"][tensor] - gradient).abs().max() <= 1e-5, tensor
+
+
+def test_gradients_are_not_trivially_equal(output):
+    gradients = result(output, REFERENCE)["gradients"].values()
+    assert all(gradient.abs().max() > 1e-4 for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_trainer_and_engine_agree_on_the_first_step(output, name):
+    metrics = result(output, name)["metrics"]
+    assert metrics["sampling/max"] < 1e-4
+    assert metrics["sampling/mismatch"] == pytest.approx(1, abs=1e-4)
+
+
+def test_the_teacher_engine_holds_the_exported_weights(output):
+    found = result(output, TRAINED)
+    model = AutoModelForCausalLM.from_pretrained(output / "exported", dtype=torch.float32)
+    for prompt, tokens in zip(found["prompts"], found["greedy"], strict=True):
+        generated = model.generate(
+            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, use_cache=True
+        )
+        assert generated[0, len(prompt) :].tolist() == tokens
+
+
+def test_training_changed_the_teacher_and_not_the_student(output, tiny_models):
+    from grpo_mcore.models.hf_files import HFReader
+
+    found = result(output, TRAINED)
+    assert found["student_after"] == found["student_before"]
+    before = HFReader(tiny_models / "qwen3_tied", torch.float32)
+    after = HFReader(output / "exported", torch.float32)
+    assert before.file_of.keys() == after.file_of.keys()
+    for name in before.file_of:
+        assert not torch.equal(before.read(name), after.read(name)), name

@@ -1,0 +1,166 @@
+"""Weight rules: sharding and merging are inverse, and shards are what Megatron's layers hold."""
+
+import pytest
+import torch
+
+from grpo_mcore.models.families import FAMILIES
+from grpo_mcore.models.rules import QKV, Columns, GateUp, Replicated, VocabRows
+from grpo_mcore.models.shape import ModelShape
+
+VOCAB, HIDDEN, FFN, GROUPS, PER_GROUP, HEAD = 10, 6, 8, 4, 3, 2
+TENSORS = {
+    name: torch.randn(*size, generator=torch.Generator().manual_seed(number))
+    for number, (name, size) in enumerate(
+        {
+            "norm": (HIDDEN,),
+            "embed": (VOCAB, HIDDEN),
+            "o": (HIDDEN, FFN),
+            "gate": (FFN, HIDDEN),
+            "up": (FFN, HIDDEN),
+            "q": (GROUPS * PER_GROUP * HEAD, HIDDEN),
+            "k": (GROUPS * HEAD, HIDDEN),
+            "v": (GROUPS * HEAD, HIDDEN),
+            "q_bias": (GROUPS * PER_GROUP * HEAD,),
+            "k_bias": (GROUPS * HEAD,),
+            "v_bias": (GROUPS * HEAD,),
+        }.items()
+    )
+}
+RULES = {
+    "replicated": Replicated("norm"),
+    "columns": Columns("o"),
+    "vocabulary": VocabRows("embed", VOCAB),
+    "gate and up": GateUp("gate", "up"),
+    "qkv": QKV("q", "k", "v", GROUPS, PER_GROUP, HEAD),
+    "qkv bias": QKV("q_bias", "k_bias", "v_bias", GROUPS, PER_GROUP, HEAD),
+}
+
+
+class Held:
+    """A reader of TENSORS that remembers how much was read."""
+
+    def __init__(self, tensors=TENSORS):
+        self.tensors, self.elements = tensors, 0
+
+    def shape(self, name):
+        return list(self.tensors[name].shape)
+
+    def read(self, name, dim=0, start=0, stop=None):
+        tensor = self.tensors[name]
+        stop = tensor.shape[dim] if stop is None else stop
+        part = tensor.narrow(dim, start, stop - start)
+        self.elements += part.numel()
+        return part
+
+
+def shards(rule, size):
+    return [rule.shard(Held(), rank, size) for rank in range(size)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("name", RULES)
+def test_merge_undoes_shard(name, size):
+    merged = RULES[name].merge(shards(RULES[name], size))
+    for tensor, values in merged.items():
+        assert torch.equal(values, TENSORS[tensor])
+    assert merged.keys() == {
+        "replicated": {"norm"},
+        "columns": {"o"},
+        "vocabulary": {"embed"},
+        "gate and up": {"gate", "up"},
+        "qkv": {"q", "k", "v"},
+        "qkv bias": {"q_bias", "k_bias", "v_bias"},
+    }[name]
+
+
+@pytest.mark.parametrize("name", RULES.keys() - {"replicated"})
+def test_shards_in_the_wrong_order_merge_to_something_else(name):
+    merged = RULES[name].merge(shards(RULES[name], 2)[::-1])
+    assert not any(torch.equal(values, TENSORS[tensor]) for tensor, values in merged.items())
+
+
+@pytest.mark.parametrize("name", RULES.keys() - {"replicated"})
+def test_a_rank_reads_only_its_share(name):
+    whole, half = Held(), Held()
+    RULES[name].shard(whole, 0, 1)
+    RULES[name].shard(half, 1, 2)
+    assert half.elements == whole.elements / 2
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_qkv_is_laid_out_as_megatron_splits_it(size):
+    """Megatron's attention views a shard as [group, (queries + 2) * head, ...] and cuts each
+    group's part into its queries, its key and its value."""
+    query, key, value = (TENSORS[name].split(HEAD) for name in "qkv")  # by head
+    for rank, shard in enumerate(shards(RULES["qkv"], size)):
+        held = range(rank * GROUPS // size, (rank + 1) * GROUPS // size)
+        expected = []
+        for group in held:
+            expected += query[group * PER_GROUP : (group + 1) * PER_GROUP]
+            expected += [key[group], value[group]]
+        assert torch.equal(shard, torch.cat(expected))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_gate_and_up_are_stacked_within_a_shard(size):
+    """Megatron's gated unit cuts each shard's output into two halves."""
+    for rank, shard in enumerate(shards(RULES["gate and up"], size)):
+        gate, up = shard.chunk(2)
+        assert torch.equal(gate, TENSORS["gate"].chunk(size)[rank])
+        assert torch.equal(up, TENSORS["up"].chunk(size)[rank])
+
+
+@pytest.mark.parametrize("size, rows", [(1, 10), (2, 5), (4, 3), (8, 2)])
+def test_vocabulary_is_padded_with_zeros_at_its_end(size, rows):
+    parts = shards(RULES["vocabulary"], size)
+    assert {part.shape for part in parts} == {(rows, HIDDEN)}
+    whole = torch.cat(parts)
+    assert torch.equal(whole[:VOCAB], TENSORS["embed"])
+    assert whole[VOCAB:].count_nonzero() == 0
+    shape = family_shape("llama", tied=False)
+    assert shape.padded_vocab(size) == len(whole)
+
+
+def family_shape(family, tied):
+    return ModelShape(
+        family=family,
+        hidden=HIDDEN,
+        ffn=FFN,
+        layers=2,
+        heads=GROUPS * PER_GROUP,
+        groups=GROUPS,
+        head_dim=HEAD,
+        vocab=VOCAB,
+        positions=16,
+        norm_eps=1e-6,
+        rope_base=1e4,
+        tied=tied,
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("fused_norms", [False, True], ids=["local", "transformer engine"])
+def test_a_familys_rules_account_for_every_tensor(tiny_models, family, tied, fused_norms):
+    from transformers import AutoModelForCausalLM
+
+    directory = tiny_models / (family + "_tied" * tied)
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    tensors = {name: parameter.data for name, parameter in model.named_parameters()}
+    config = model.config
+    shape = ModelShape(
+        **vars(family_shape(family, tied))
+        | {
+            "vocab": config.vocab_size,
+            "groups": config.num_key_value_heads,
+            "heads": config.num_attention_heads,
+            "head_dim": config.head_dim,
+        }
+    )
+    merged = {}
+    for rule in FAMILIES[family].rules(shape, fused_norms).values():
+        merged |= rule.merge([rule.shard(Held(tensors), rank, 2) for rank in range(2)])
+    assert merged.keys() == tensors.keys()
+    assert all(torch.equal(merged[name], tensors[name]) for name in tensors)

@@ -1,0 +1,121 @@
+"""config.json becomes a ModelShape, or an error that says what is supported."""
+
+import json
+
+import pytest
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+
+from grpo_mcore.config import ConfigError
+from grpo_mcore.models.shape import read_shape
+
+SIZES = {
+    "vocab_size": 1000,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Reads the shape of a saved configuration."""
+
+    def read(config, **raw):
+        config.save_pretrained(tmp_path)
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | raw))
+        return read_shape("teacher.path", str(tmp_path))
+
+    return read
+
+
+@pytest.mark.parametrize("config_class", [LlamaConfig, Qwen2Config, Qwen3Config])
+@pytest.mark.parametrize("tied", [False, True])
+def test_sizes_of_every_family(saved, config_class, tied):
+    shape = saved(config_class(**SIZES, head_dim=16, tie_word_embeddings=tied))
+    assert shape.family == config_class.model_type
+    assert (shape.vocab, shape.hidden, shape.ffn, shape.layers) == (1000, 64, 96, 3)
+    assert (shape.heads, shape.groups, shape.head_dim) == (8, 2, 16)
+    assert (shape.positions, shape.norm_eps, shape.rope_base) == (512, 1e-5, 10000.0)
+    assert shape.tied is tied and shape.rope_scaling is None
+    assert shape.qkv_bias is (shape.family == "qwen2")
+    assert shape.qk_norm is (shape.family == "qwen3")
+
+
+def test_head_size_follows_from_hidden_size_where_it_is_not_given(saved):
+    assert saved(Qwen2Config(**SIZES)).head_dim == 8
+
+
+def test_every_head_is_a_group_where_groups_are_not_given(saved):
+    assert saved(LlamaConfig(**SIZES | {"num_key_value_heads": None})).groups == 8
+
+
+def test_rope_base_in_the_old_and_the_new_place(saved):
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    assert saved(Qwen2Config(**SIZES, rope_parameters=rope)).rope_base == 1e6
+    old = {"rope_parameters": None, "rope_scaling": None, "rope_theta": 2e6}
+    assert saved(Qwen2Config(**SIZES), **old).rope_base == 2e6
+
+
+def test_llama3_scaling_is_read(saved):
+    shape = saved(LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE))
+    assert (shape.rope_scaling, shape.rope_base) == (32.0, 500000.0)
+
+
+def test_other_scaling_is_refused(saved):
+    yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}
+    with pytest.raises(ConfigError, match=r"teacher\.path=.*rope_type=yarn .*default and llama3"):
+        saved(Qwen2Config(**SIZES), rope_parameters=yarn)
+    old = {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    with pytest.raises(ConfigError, match="rope_type=linear"):
+        saved(LlamaConfig(**SIZES), **old)
+    other = LLAMA3_ROPE | {"low_freq_factor": 2.0}
+    with pytest.raises(ConfigError, match=r"low_freq_factor=2\.0; Megatron-Core has only 1\.0"):
+        saved(LlamaConfig(**SIZES), rope_parameters=other)
+
+
+@pytest.mark.parametrize(
+    "raw, reason",
+    [
+        ({"attention_bias": True}, "attention_bias=true"),
+        ({"mlp_bias": True}, "mlp_bias=true"),
+        ({"hidden_act": "gelu"}, "hidden_act=gelu"),
+        ({"use_sliding_window": True}, "use_sliding_window=true"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised"),
+    ],
+)
+def test_variants_that_megatron_would_get_wrong_are_refused(saved, raw, reason):
+    with pytest.raises(ConfigError, match=rf"teacher\.path=.*{reason}"):
+        saved(LlamaConfig(**SIZES), **raw)
+
+
+def test_unsupported_family_is_named_with_the_supported_ones(saved):
+    with pytest.raises(ConfigError, match="'gpt2' is not supported; supported: llama, qwen2, qwen3"):
+        saved(LlamaConfig(**SIZES), model_type="gpt2")
+
+
+def test_missing_directory_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"student\.path=.*/nowhere: no config\.json there"):
+        read_shape("student.path", str(tmp_path / "nowhere"))
+
+
+def test_parameters_are_counted_but_for_norms_and_biases(tiny_models):
+    from transformers import AutoModelForCausalLM
+
+    for name in ("llama", "qwen3_tied"):
+        shape = read_shape("teacher.path", str(tiny_models / name))
+        model = AutoModelForCausalLM.from_pretrained(tiny_models / name)
+        matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+        assert shape.parameters == matrices

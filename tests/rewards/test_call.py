@@ -1,0 +1,76 @@
+"""A reward function that cannot be trained on is named, with the step."""
+
+import math
+
+import pytest
+
+from grpo_mcore.rewards import AdaptiveTeachingReward, RewardError, call_rewards
+
+PROMPTS, COMPLETIONS = ["p", "q"], ["a", "bb"]
+
+
+def call(function):
+    return call_rewards(function, 7, PROMPTS, COMPLETIONS, answers=["1", "2"])
+
+
+def test_function_gets_prompts_completions_and_columns():
+    def length_and_answer(prompts, completions, answers, **kwargs):
+        assert prompts == PROMPTS and kwargs == {}
+        return [len(c) + int(a) for c, a in zip(completions, answers, strict=True)]
+
+    assert call(length_and_answer) == [2.0, 4.0]
+    assert all(isinstance(reward, float) for reward in call(length_and_answer))
+
+
+def raising(**_):
+    raise ZeroDivisionError("no tokens")
+
+
+def nothing(**_):
+    return None
+
+
+def too_few(**_):
+    return [1.0]
+
+
+def not_a_number(**_):
+    return [1.0, math.nan]
+
+
+def endless(**_):
+    return [math.inf, 1.0]
+
+
+def none_for_one(**_):
+    return [None, 1.0]
+
+
+def words(**_):
+    return [1.0, "1.0"]
+
+
+@pytest.mark.parametrize(
+    "function, reason",
+    [
+        (raising, "ZeroDivisionError: no tokens"),
+        (nothing, "TypeError"),
+        (too_few, "returned 1 values for 2 completions"),
+        (not_a_number, "returned nan for completion 1"),
+        (endless, "returned inf for completion 0"),
+        (none_for_one, "returned None for completion 0"),
+        (words, "returned '1.0' for completion 1"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_cannot_be_trained_on_is_refused(function, reason):
+    with pytest.raises(RewardError) as caught:
+        call(function)
+    message = str(caught.value)
+    assert f"reward function {function.__name__} " in message
+    assert reason in message and "step 7" in message
+
+
+def test_reward_objects_are_named_by_their_class():
+    with pytest.raises(RewardError, match="reward function AdaptiveTeachingReward failed at step 7"):
+        call(AdaptiveTeachingReward())
