@@ -1,8 +1,8 @@
 """Log-probabilities of given tokens under logits whose vocabulary is sharded over ranks.
 
-With x the logits over temperature: log p(y) = x_y - log sum_v exp(x_v). The sums run over ranks, so
-the logits are never gathered, and over `chunk` positions at a time, so that the float32 copy of the
-logits stays small. Positions are handled independently.
+With x the logits over temperature less their maximum: log p(y) = x_y - log sum_v exp(x_v). Maximum
+and sums run over ranks, so the logits are never gathered, and over `chunk` positions at a time, so
+that the float32 copy of the logits stays small. Positions are handled independently.
 """
 
 import torch
@@ -44,12 +44,13 @@ class _ShardedLogProbs(torch.autograd.Function):
         width = logits.shape[1]
         first = group.rank() * width
         held = max(0, min(width, vocab - first))  # the rest of this slice is padding
-        log_probs, entropies, normalisers = [], [], []
+        log_probs, entropies, peaks, normalisers = [], [], [], []
         for part, target in zip(logits.split(chunk), targets.split(chunk), strict=True):
             scaled = _upcast(part[:, :held]) / temperature
             peak = scaled.max(dim=1).values if held else scaled.new_full((len(part),), -torch.inf)
             dist.all_reduce(peak, dist.ReduceOp.MAX, group)
-            weights = (scaled - peak[:, None]).exp()
+            scaled -= peak[:, None]
+            weights = scaled.exp()
             local = target - first
             mine = (local >= 0) & (local < held)
             chosen = scaled.new_zeros(len(part))
@@ -57,11 +58,12 @@ class _ShardedLogProbs(torch.autograd.Function):
                 chosen = scaled.gather(1, local.clamp(0, held - 1)[:, None]).squeeze(1) * mine
             sums = torch.stack([weights.sum(1), (weights * scaled).sum(1), chosen])
             dist.all_reduce(sums, group=group)
-            normaliser = peak + sums[0].log()
+            normaliser = sums[0].log()
             log_probs.append(sums[2] - normaliser)
             entropies.append(normaliser - sums[1] / sums[0])
+            peaks.append(peak)
             normalisers.append(normaliser)
-        ctx.save_for_backward(logits, targets, torch.cat(normalisers))
+        ctx.save_for_backward(logits, targets, torch.cat(peaks), torch.cat(normalisers))
         ctx.first, ctx.held, ctx.temperature, ctx.chunk = first, held, temperature, chunk
         entropy = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy)
@@ -69,12 +71,12 @@ class _ShardedLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient, _):
-        logits, targets, normalisers = ctx.saved_tensors
+        logits, targets, *saved = ctx.saved_tensors
         result = torch.zeros_like(logits)
-        parts = (t.split(ctx.chunk) for t in (logits, result, targets, normalisers, gradient))
-        for part, out, target, normaliser, g in zip(*parts, strict=True):
+        parts = (t.split(ctx.chunk) for t in (logits, result, targets, *saved, gradient))
+        for part, out, target, peak, normaliser, g in zip(*parts, strict=True):
             scaled = _upcast(part[:, : ctx.held]) / ctx.temperature
-            slope = (scaled - normaliser[:, None]).exp().mul_(-g[:, None])
+            slope = scaled.sub_(peak[:, None]).sub_(normaliser[:, None]).exp_().mul_(-g[:, None])
             local = target - ctx.first
             mine = ((local >= 0) & (local < ctx.held)).nonzero().squeeze(1)
             slope[mine, local[mine]] += g[mine]

@@ -11,7 +11,8 @@ import pytest
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.config.compose import compose_config, keys_of
 
-CONFIGS = Path(__file__).resolve().parents[2] / "examples/configs"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "examples/configs"
 
 
 def refusal(*overrides: str, experiment: str = "demo", configs: Path = CONFIGS) -> str:
@@ -148,5 +149,5 @@ def test_importing_the_configuration_loads_neither_torch_nor_vllm():
         "loaded = {'torch', 'vllm', 'megatron', 'transformers'} & sys.modules.keys();"
         "sys.exit(f'loads {loaded}' if loaded else 0)"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -1,0 +1,188 @@
+"""The script as users start it: separate roles, resume, two nodes, and errors on every rank."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.end_to_end.conftest import (
+    ROOT,
+    SCRIPT,
+    clean_environment,
+    records,
+    run_command,
+    torchrun,
+)
+
+SEPARATE = ["layout.placement=separate", "layout.teacher=1x2x1", "layout.student=1x1x1"]
+
+
+@pytest.fixture(scope="module")
+def finished(job, tmp_path_factory) -> tuple[Path, str]:
+    """A run of four steps with a checkpoint after two; its directory and its output."""
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    overrides = [*job, *SEPARATE, "max_steps=4", "save_steps=2", f"output_dir={directory}"]
+    return directory, run_command(["bash", SCRIPT, *overrides], NPROC_PER_NODE="3")
+
+
+def test_prints_the_layout_and_one_line_a_step(finished):
+    _, output = finished
+    lines = output.splitlines()
+    layout = "separate: teacher 1x2x1 (TPxPPxDP) with 1 engine, student 1x1x1"
+    assert sum(layout in line for line in lines) == 1
+    for step in (1, 2, 3, 4):
+        assert sum(line.startswith(f"step    {step}  reward") for line in lines) == 1
+    assert sum(line.startswith("eval") for line in lines) == 2
+
+
+def test_records_every_step(finished):
+    directory, _ = finished
+    steps = [r for r in records(directory) if "reward" in r]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4]
+    for record in steps:
+        assert record["sampling/max"] < 1e-4
+        assert record["sync/tensors"] > 20
+        assert record["num_tokens"] > 0
+        phases = ("attempts", "guidance", "taught", "reward", "reference", "update", "sync")
+        assert sum(record[f"time/{p}"] for p in phases) <= record["time/step"] * 1.001
+    assert steps[0]["kl"] == pytest.approx(0, abs=1e-6)
+    evaluations = [r["step"] for r in records(directory) if "eval_sampled_accuracy_delta" in r]
+    assert evaluations == [0, 4]
+    assert len(records(directory, "completions")) == 4 * 16
+
+
+def test_student_works_while_the_teacher_trains(finished):
+    directory, _ = finished
+    later = [r for r in records(directory) if r.get("step", 0) > 1 and "reward" in r]
+    assert all(r["time/student_attempts_during_training"] > 0 for r in later)
+
+
+def test_exports_a_teacher_that_transformers_loads(finished, job):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    directory, _ = finished
+    model = AutoModelForCausalLM.from_pretrained(directory / "final", dtype="auto")
+    assert model.dtype == torch.float32
+    tokenizer = AutoTokenizer.from_pretrained(directory / "final")
+    tokens = tokenizer("tom has 14 cards.", return_tensors="pt")
+    assert torch.isfinite(model(**tokens).logits).all()
+
+
+def test_resume_repeats_the_interrupted_run(finished, job, tmp_path):
+    whole, _ = finished
+    part = tmp_path / "part"
+    shutil.copytree(whole, part)
+    shutil.rmtree(part / "checkpoints" / "iter_0000004")
+    (part / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("2")
+    overrides = [*job, *SEPARATE, "max_steps=4", "save_steps=2", f"output_dir={part}"]
+    run_command(["bash", SCRIPT, *overrides, "--resume"], NPROC_PER_NODE="3")
+
+    def deterministic(directory):
+        return [
+            {k: v for k, v in record.items() if not k.startswith("time/")}
+            for record in records(directory)
+        ]
+
+    assert deterministic(part) == deterministic(whole)
+    assert records(part, "completions") == records(whole, "completions")
+
+
+def test_an_earlier_run_is_not_written_over(finished, job):
+    directory, _ = finished
+    before = (directory / "metrics.jsonl").read_bytes()
+    overrides = [*job, *SEPARATE, "max_steps=4", f"output_dir={directory}"]
+    output = run_command(["bash", SCRIPT, *overrides], fails=True, NPROC_PER_NODE="3")
+    assert f"error: output_dir={directory}: holds an earlier run" in output
+    assert (directory / "metrics.jsonl").read_bytes() == before
+
+
+def test_two_nodes(job, tmp_path):
+    """Two torchrun agents: the teacher's process on one, the student's on the other."""
+    overrides = [*job, "max_steps=1", "data.eval=null", f"output_dir={tmp_path / 'run'}"]
+    agents = [
+        subprocess.Popen(
+            torchrun(
+                1, f"--node-rank={node}", "--master-addr=127.0.0.1", "--master-port=29731",
+                str(SCRIPT), *overrides, nodes="--nnodes=2",
+            ),
+            cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in (0, 1)
+    ]  # fmt: skip
+    outputs = [agent.communicate(timeout=280)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert "separate: teacher 1x1x1" in outputs[0]
+    assert "step    1" in outputs[0] and "step    1" not in outputs[1]
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+
+
+def test_a_wrong_setting_ends_every_rank_with_one_line(job):
+    command = torchrun(2, SCRIPT, *job, "layout.teacher=2x2x1")
+    output = run_command(command, fails=True, timeout=90)
+    said = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(said) == 1
+    assert "layout.teacher=2x2x1" in said[0] and "does not fit 2 processes" in said[0]
+
+
+def test_started_by_bash_a_wrong_setting_prints_nothing_else(job):
+    output = run_command(["bash", SCRIPT, *job, "num_generation=4"], fails=True, timeout=90)
+    assert output.splitlines() == [
+        "error: num_generation: unknown configuration key; did you mean num_generations?"
+    ]
+
+
+REWARDS = {
+    "raises": "lambda **_: 1 / 0",
+    "too few": "lambda completions, **_: [0.0]",
+    "not a number": "lambda completions, **_: [float('nan')] * len(completions)",
+}
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+def test_a_bad_reward_function_stops_the_run_with_its_name_and_step(job, tmp_path, reward):
+    """From a script, under torchrun: both ranks of the teacher and the student's end."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from grpo_mcore import TeacherGRPOTrainer\n"
+        "from grpo_mcore.config.compose import compose_config\n"
+        f"reward = {REWARDS[reward]}\n"
+        "reward.__name__ = 'my_reward'\n"
+        f"config = compose_config(Path({str(ROOT / 'examples/configs')!r}), 'demo', sys.argv[1:])\n"
+        "TeacherGRPOTrainer(config, reward).train()\n"
+    )
+    overrides = [o for o in job if not o.startswith(("experiment", "data.eval"))]
+    overrides += ["data.eval=null", "max_steps=2", f"output_dir={tmp_path / 'run'}"]
+    layout = ["layout.placement=colocated"] if reward == "raises" else SEPARATE
+    command = torchrun(2 if reward == "raises" else 3, script, *overrides, *layout)
+    output = run_command(command, fails=True)
+    assert "reward function my_reward" in output
+    assert "at step 1" in output
+
+
+def test_the_trainer_runs_from_a_plain_python_script(job, tmp_path):
+    """One process, both roles in it, no torchrun; SFT first, in the same script."""
+    sft = tmp_path / "sft.jsonl"
+    sft.write_text(json.dumps({"prompt": "tom has ", "completion": "14 cards."}) + "\n")
+    model = next(o for o in job if o.startswith("teacher.path=")).removeprefix("teacher.path=")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from grpo_mcore import SFTConfig, SFTTrainer\n"
+        "from grpo_mcore.config import ModelConfig\n"
+        f"config = SFTConfig(model=ModelConfig(path={model!r}), train={str(sft)!r},\n"
+        f"    output_dir={str(tmp_path / 'out')!r}, max_steps=12, batch_size=4,\n"
+        "    per_device_train_batch_size=4, learning_rate=1e-2)\n"
+        "print('loss', SFTTrainer(config).train()['loss'])\n"
+    )
+    output = run_command([sys.executable, script])
+    loss = float(output.splitlines()[-1].split()[1])
+    first = records(tmp_path / "out")[0]["loss"]
+    assert first > 5 and loss < 0.5 * first
+    assert (tmp_path / "out" / "final" / "model.safetensors").exists()
