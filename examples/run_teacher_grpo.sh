@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-""":"  # Two languages: Bash runs this line (":" does nothing) and the next, which replaces it; to Python, to which torchrun hands the file, both are a string.
-exec "${PYTHON:-python3}" -m grpo_mcore.cli launch "$0" "$@"
+""":"  # One file, two languages: Bash skips the ":" here and stops at exec; to Python, to which torchrun hands the file, all of this is a string.
+made=$(dirname "$0")/../.venv/bin/python
+found=$([ -z "${VIRTUAL_ENV:-}" ] && [ -x "$made" ] && echo "$made" || echo python3)
+exec "${PYTHON:-$found}" -m grpo_mcore.cli launch "$0" "$@"
 """
 # Adaptive teaching, GRPO on the teacher. All arguments are overrides such as learning_rate=1e-6.
 #   bash examples/run_teacher_grpo.sh [overrides]

@@ -62,6 +62,7 @@ def launch(script: str, arguments: list[str]) -> None:
     the numbers torchrun's own variables give."""
     from torch.distributed.run import main as torchrun
 
+    from grpo_mcore.trainers.base import check_output_dir
     from grpo_mcore.trainers.preflight import check_job
 
     nodes = int(os.environ.get("NNODES", 1))
@@ -69,6 +70,7 @@ def launch(script: str, arguments: list[str]) -> None:
     with one_line_errors():
         config = configure(Path(script), arguments)
         prepare(config, Path(script))
+        check_output_dir(config, config.resume)
         check_job(config, nodes * per_node)
     address = ["--standalone"]
     if nodes > 1:

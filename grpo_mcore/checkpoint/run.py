@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron.core import dist_checkpointing, parallel_state
 
+from grpo_mcore.checkpoint import distributed_adam
 from grpo_mcore.training.policy import Policy
 
 LATEST = "latest_checkpointed_iteration.txt"
@@ -58,21 +59,28 @@ def load_checkpoint(policy: Policy, directory: Path) -> int:
     step = latest_step(directory)
     if step is None:
         raise FileNotFoundError(f"{directory}: no checkpoint ({LATEST} is missing)")
+    distributed_adam.before_loading(policy.optimizer)
     state = dist_checkpointing.load(
         _state(policy, step, is_loading=True), str(directory / f"iter_{step:07d}")
     )
     policy.module.load_state_dict(state["model"])
     policy.optimizer.load_state_dict(state["optimizer"])
+    distributed_adam.after_loading(policy.optimizer)
     policy.scheduler.load_state_dict(state["scheduler"])
     policy.version = state["version"]
     return state["step"]
 
 
 def _state(policy: Policy, step: int, is_loading: bool) -> dict:
-    metadata = {"dp_cp_group": policy.role.groups.dp_cp}
+    metadata = {
+        "dp_cp_group": policy.role.groups.dp_cp,
+        "distrib_optim_sharding_type": "fully_reshardable",
+    }
     with _data_parallel_rank(policy):
         model = policy.module.sharded_state_dict(metadata=metadata)
-        optimizer = policy.optimizer.sharded_state_dict(model, is_loading=is_loading)
+        optimizer = policy.optimizer.sharded_state_dict(
+            model, is_loading=is_loading, metadata=metadata
+        )
     return {
         "model": model,
         "optimizer": optimizer,

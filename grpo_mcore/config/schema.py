@@ -172,6 +172,9 @@ class TeacherGRPOConfig(TrainingConfig):
     degradation_penalty_multiplier: float = 2.0
     efficiency_weight: float = 1.0
 
+    disable_student_offloading: bool = False
+    """Keep the student's engine in GPU memory while a colocated teacher works."""
+
     eval_steps: int = 0
     """Evaluate every so many steps; 0: before the first and after the last only."""
     save_steps: int = 0

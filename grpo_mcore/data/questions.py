@@ -39,23 +39,27 @@ def load_questions(data: DataConfig, key: str, source: str, split: str) -> list[
 
     disable_progress_bars()  # every rank reads the data
 
-
     kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
     kind = kinds.get(Path(source).suffix)
     if kind and not Path(source).is_file():
         raise ConfigError(f"{key}={source}: no such file")
     if kind and Path(source).stat().st_size == 0:
         raise ConfigError(f"{key}={source}: the dataset is empty")
-    if kind:
-        rows = getattr(Dataset, f"from_{kind}")(source)
-    else:
-        try:
+    try:
+        if kind:
+            rows = getattr(Dataset, f"from_{kind}")(source)
+        else:
             rows = load_dataset(source, data.subset, split=split)
-        except Exception as error:  # hub, network and naming errors have no common type
-            raise ConfigError(
-                f"{key}={source}: neither a .jsonl, .json or .parquet file nor a dataset that "
-                f"loads ({type(error).__name__}: {str(error).splitlines()[0]})"
-            ) from error
+    except Exception as error:  # format, hub, network and naming errors have no common type
+        cause = error.__cause__ or error
+        what = (
+            "cannot be read"
+            if kind
+            else ("neither a .jsonl, .json or .parquet file nor a dataset that loads")
+        )
+        raise ConfigError(
+            f"{key}={source}: {what} ({type(cause).__name__}: {' '.join(str(cause).split())})"
+        ) from error
     if len(rows) == 0:
         raise ConfigError(f"{key}={source}: the dataset is empty")
     for setting in ("question_column", "answer_column"):

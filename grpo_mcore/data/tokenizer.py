@@ -35,7 +35,11 @@ class Tokenizer:
         """At most the first `tokens` tokens of `text`: text one model wrote may be longer for
         another model's tokenizer."""
         ids = self.encode(text)
-        return text if len(ids) <= tokens else self.decode(ids[:tokens])
+        kept = tokens
+        while len(self.encode(text)) > tokens:  # half a character decodes to one that costs more
+            text = self.decode(ids[:kept])
+            kept -= 1
+        return text
 
     def stop_token_ids(self) -> list[int]:
         """Every id that ends a completion: the tokenizer's, and those of generation_config.json."""

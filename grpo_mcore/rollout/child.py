@@ -63,7 +63,7 @@ class Child:
     def sleep(self, level: int) -> None:
         self.llm.sleep(level)
 
-    def wake_up(self, tags: list[str] | None) -> None:
+    def wake_up(self, tags: list[str]) -> None:
         self.llm.wake_up(tags)
 
 

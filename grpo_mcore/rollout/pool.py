@@ -11,6 +11,11 @@ from grpo_mcore.rollout.engine import Engine
 from grpo_mcore.rollout.requests import Completion, Generated, Request
 
 
+WAKE_ORDER = ("weights", "kv_cache", "scheduling")
+"""What wakes after sleep. Weights come first and are loaded before the key-value cache takes its
+memory, so that old weights, new weights and cache never stand side by side."""
+
+
 class StaleEngine(RuntimeError):
     """Generation was asked of an engine that does not hold the trainer's weights."""
 
@@ -37,6 +42,7 @@ class RolloutPool:
         """Starts the engines without waiting for them; `wait_until_ready` does."""
         self.role, self.version, self.engines = role, -1, engines
         self.tensor_parallel, self.ready = tensor_parallel, False
+        self.asleep: set[str] = set()
         self.pending: deque[Ticket] = deque()
         replica, place = divmod(role.rank, role.layout.size // engines)
         self.engine: Engine | None = None
@@ -63,6 +69,7 @@ class RolloutPool:
         """
         if self.version < 0:
             raise StaleEngine(f"{self.role.name}: the engines hold no proven weights")
+        self.wake(*WAKE_ORDER)
         if self.engine:
             self.engine.submit("generate", requests[self.replica :: self.engines])
         ticket = Ticket(self, len(requests))
@@ -79,6 +86,24 @@ class RolloutPool:
             raise StaleEngine(
                 f"{self.role.name}: engines hold version {self.version}, trainer is at {version}"
             )
+
+    def sleep(self, level: int) -> None:
+        """Frees the engines' device memory until they are needed: level 1 keeps the weights in host
+        memory, level 2 drops them until the next sync. vLLM has this on GPUs only; on a CPU
+        nothing happens."""
+        if device.is_cuda() and not self.asleep:
+            if self.engine:
+                self.engine.call("sleep", level)
+            self.asleep = set(WAKE_ORDER)
+
+    def wake(self, *parts: str) -> None:
+        """Takes back the memory of `parts` that sleep."""
+        sleeping = [part for part in parts if part in self.asleep]
+        if sleeping:
+            device.empty_cache()
+            if self.engine:
+                self.engine.call("wake_up", sleeping)
+            self.asleep -= set(sleeping)
 
     def collect_until(self, ticket: "Ticket") -> None:
         """Answers come in the order of their requests, so earlier tickets are filled on the way."""

@@ -50,6 +50,8 @@ class Asker(Protocol):
 class Student:
     """The frozen student's engines, templates and tokenizer, on the student's ranks."""
 
+    sleeps = False
+
     def __init__(self, pool: RolloutPool, tokenizer: Tokenizer, config: TeacherGRPOConfig):
         self.pool, self.tokenizer, self.config = pool, tokenizer, config
 
@@ -99,6 +101,9 @@ class Student:
 
     def _submit(self, requests: list[Request]) -> Pending:
         ticket = self.pool.submit(requests)
+        if self.sleeps:
+            ticket.result()
+            self.pool.sleep(1)
 
         def finish() -> StudentWork:
             generated = ticket.result()
@@ -109,7 +114,12 @@ class Student:
 
 
 class LocalStudent(Student):
-    """Asks the student on this same rank. Its engine works in a process of its own meanwhile."""
+    """Asks the student on this same rank. Its engine works in a process of its own meanwhile; on a
+    GPU, whose memory the teacher needs, it works at once and then sleeps."""
+
+    def __init__(self, pool: RolloutPool, tokenizer: Tokenizer, config: TeacherGRPOConfig):
+        super().__init__(pool, tokenizer, config)
+        self.sleeps = not config.disable_student_offloading
 
     def close(self) -> None:
         """Nothing to tell: the student's engines end with the trainer's."""

@@ -4,6 +4,8 @@ Every rank checks the same and comes to the same result, so no rank waits for on
 """
 
 from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
 
 from grpo_mcore import device
 from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig, TrainingConfig
@@ -19,6 +21,7 @@ from grpo_mcore.teaching.text import fields_of, fill
 from grpo_mcore.training.optimizer import SCHEDULES
 
 FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TRAINING_BYTES = 24
 """Bytes for each parameter of a model in mixed-precision training: weight 2, gradient 4, master
 weight 4, Adam 8, reference 2, engine 2, and room for activations."""
@@ -78,7 +81,7 @@ def check_job(config: TeacherGRPOConfig, world_size: int) -> Job:
             config.data, "data.eval", config.data.eval, config.data.eval_split
         )
         held_out = held_out[: config.data.eval_size or None]
-    tokenizers = {role: Tokenizer(getattr(config, role).path) for role in shapes}
+    tokenizers = {role: _load_tokenizer(role, getattr(config, role).path) for role in shapes}
     train, dropped, train_lengths = _fit_lengths(config, "data.train", train, shapes, tokenizers)
     held_out, more, eval_lengths = _fit_lengths(config, "data.eval", held_out, shapes, tokenizers)
     if not train:
@@ -87,6 +90,17 @@ def check_job(config: TeacherGRPOConfig, world_size: int) -> Job:
         placement, layouts, shapes, tokenizers, train, held_out, dropped + more,
         Lengths(*(max(pair) for pair in zip(train_lengths, eval_lengths, strict=True))), engines,
     )  # fmt: skip
+
+
+def _load_tokenizer(role: str, path: str) -> Tokenizer:
+    # From config.json alone transformers makes a tokenizer without a vocabulary.
+    if not any((Path(path) / name).exists() for name in TOKENIZER_FILES):
+        raise ConfigError(f"{role}.path={path}: no tokenizer there ({', '.join(TOKENIZER_FILES)})")
+    try:
+        return Tokenizer(path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{role}.path={path}: no tokenizer that loads: {reason}") from error
 
 
 def check_training(config: TrainingConfig) -> None:
@@ -98,6 +112,11 @@ def check_training(config: TrainingConfig) -> None:
         _at_least(key, getattr(config, key), 0)
     if config.learning_rate <= 0:
         raise ConfigError(f"learning_rate={config.learning_rate}: must be above 0")
+    if not 0 <= config.min_learning_rate <= config.learning_rate:
+        raise ConfigError(
+            f"min_learning_rate={config.min_learning_rate}: must be between 0 and "
+            f"learning_rate={config.learning_rate}"
+        )
 
 
 def check_model(key: str, model: ModelConfig) -> None:
@@ -144,15 +163,19 @@ def _check_numbers(config: TeacherGRPOConfig) -> None:
     _at_least("num_generations", config.num_generations, 2)
     for key in (
         "num_prompts_per_step", "baseline_samples", "max_completion_length", "max_probe_tokens",
-        "max_answer_tokens",
+        "max_answer_tokens", "rollout.bucket_megabytes", "rollout.max_num_seqs",
     ):  # fmt: skip
-        _at_least(key, getattr(config, key), 1)
-    for key in ("beta", "epsilon", "student_temperature", "eval_steps", "save_steps"):
-        _at_least(key, getattr(config, key), 0)
-    _at_least("rollout.bucket_megabytes", config.rollout.bucket_megabytes, 1)
+        _at_least(key, attrgetter(key)(config), 1)
+    for key in (
+        "beta", "epsilon", "student_temperature", "top_k", "eval_steps", "save_steps",
+        "log_completions", "data.eval_size",
+    ):  # fmt: skip
+        _at_least(key, attrgetter(key)(config), 0)
+    if not 0 < config.top_p <= 1:
+        raise ConfigError(f"top_p={config.top_p}: must be above 0 and at most 1")
     if config.temperature <= 0:
         raise ConfigError(
-            f"temperature={config.temperature}: GRPO compares samples; must be above 0"
+            f"temperature={config.temperature}: must be above 0, as GRPO compares samples"
         )
     if config.baseline_samples > 1 and config.student_temperature == 0:
         raise ConfigError(

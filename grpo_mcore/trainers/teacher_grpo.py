@@ -25,7 +25,7 @@ from grpo_mcore.rewards import AdaptiveTeachingReward, call_rewards
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.teaching.classroom import Classroom, Guidance, PendingAttempts
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
-from grpo_mcore.teaching.student import LocalStudent, RemoteStudent, serve
+from grpo_mcore.teaching.student import LocalStudent, RemoteStudent, Student, serve
 from grpo_mcore.trainers.base import Loop, check_output_dir
 from grpo_mcore.trainers.preflight import Job, check_job
 from grpo_mcore.training.batch import Batch, align, pad_batch
@@ -118,14 +118,15 @@ def start_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> RolloutPoo
 
 def ready_student(
     role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job
-) -> LocalStudent:
+) -> Student:
     """Loads the student's shards in its own layout and hands them to its engines, once."""
     shape = job.shapes["student"]
     module = load_model(shape, config.student, role, config.seed)
     pool.wait_until_ready()
     WeightSync(module, shape, role, pool, config.rollout.bucket_megabytes).push(FROZEN)
     release(module)
-    return LocalStudent(pool, job.tokenizers["student"], config)
+    kind = LocalStudent if job.placement == "colocated" else Student
+    return kind(pool, job.tokenizers["student"], config)
 
 
 class TeacherLoop:
@@ -188,6 +189,7 @@ class TeacherLoop:
                 texts = self.classroom.texts(guidance)
                 lessons = self.classroom.teach(attempts, texts, f"step {step}")
             self.prefetch(step + 1)
+            self.pool.sleep(2)  # the sync will bring other weights
             training_since = time.time()
             with phases("reward"):
                 rewards = self.score(step, guidance, lessons)

@@ -56,6 +56,7 @@ class WeightSync:
         self.pool.version = -1  # until proven
         sent: dict[str, str] = {}
         count = total = 0
+        self.pool.wake("weights")
         if engine:
             engine.call("begin_sync")
         for tensors in stream_tensors(self.module, self.plan, self.role):

@@ -135,8 +135,17 @@ def test_missing_value_is_asked_for():
 
 @pytest.mark.parametrize(
     "override",
-    ["max_steps", "=3", "", "max_steps=[1", "max_steps=1,2", "~max_steps", "++seed=3"]
-    + ["templates.baseline=solve {question}", "layout@here=auto"],
+    [
+        "max_steps",
+        "=3",
+        "",
+        "max_steps=[1",
+        "max_steps=1,2",
+        "~max_steps",
+        "++seed=3",
+        "templates.baseline=solve {question}",
+        "layout@here=auto",
+    ],
 )
 def test_what_is_not_key_and_value_is_refused(override):
     message = refusal(override)

@@ -1,6 +1,6 @@
 """Sharded log-probabilities against the unsharded ones, on four ranks and in pairs of them.
 
-    torchrun --nproc-per-node 4 log_probs_worker.py
+torchrun --nproc-per-node 4 log_probs_worker.py
 """
 
 import torch

@@ -34,6 +34,14 @@ RULES = {
     "qkv": QKV("q", "k", "v", GROUPS, PER_GROUP, HEAD),
     "qkv bias": QKV("q_bias", "k_bias", "v_bias", GROUPS, PER_GROUP, HEAD),
 }
+MADE_OF = {
+    "replicated": {"norm"},
+    "columns": {"o"},
+    "vocabulary": {"embed"},
+    "gate and up": {"gate", "up"},
+    "qkv": {"q", "k", "v"},
+    "qkv bias": {"q_bias", "k_bias", "v_bias"},
+}
 
 
 class Held:
@@ -63,14 +71,7 @@ def test_merge_undoes_shard(name, size):
     merged = RULES[name].merge(shards(RULES[name], size))
     for tensor, values in merged.items():
         assert torch.equal(values, TENSORS[tensor])
-    assert merged.keys() == {
-        "replicated": {"norm"},
-        "columns": {"o"},
-        "vocabulary": {"embed"},
-        "gate and up": {"gate", "up"},
-        "qkv": {"q", "k", "v"},
-        "qkv bias": {"q_bias", "k_bias", "v_bias"},
-    }[name]
+    assert merged.keys() == MADE_OF[name]
 
 
 @pytest.mark.parametrize("name", RULES.keys() - {"replicated"})

@@ -11,7 +11,7 @@ def rewards(baselines, solutions, tokens=None, **settings):
     count = len(solutions)
     return AdaptiveTeachingReward(**settings)(
         prompts=["?"] * count,
-        completions=["<thinking>long thoughts</thinking><teaching>one two three</teaching>"] * count,
+        completions=["<thinking>long</thinking><teaching>one two three</teaching>"] * count,
         ground_truths=["42"] * count,
         baseline_solutions=baselines,
         solutions=solutions,

@@ -72,5 +72,5 @@ def test_what_cannot_be_trained_on_is_refused(function, reason):
 
 
 def test_reward_objects_are_named_by_their_class():
-    with pytest.raises(RewardError, match="reward function AdaptiveTeachingReward failed at step 7"):
+    with pytest.raises(RewardError, match="function AdaptiveTeachingReward failed at step 7"):
         call(AdaptiveTeachingReward())

@@ -1,0 +1,92 @@
+"""The bridge from Megatron to the CPU replaces only what is there, refuses what it cannot serve."""
+
+import ast
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo_mcore import device
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = pytest.mark.skipif(device.is_cuda(), reason="the bridge serves machines without a GPU")
+
+
+def run(program: str) -> str:
+    """Runs `program` in a fresh interpreter and returns the last line of its output or error."""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return (done.stdout + done.stderr).strip().splitlines()[-1]
+
+
+def test_every_name_replaced_in_torch_is_torchs_own():
+    program = """
+import torch
+from grpo_mcore import device
+spaces = (torch, torch.cuda, torch.Tensor)
+before = [dict(vars(space)) for space in spaces]
+inherited = [set(dir(space)) for space in spaces]
+device._answer_for_cuda()
+for space, old, known in zip(spaces, before, inherited):
+    replaced = {name for name, value in vars(space).items() if old.get(name) is not value}
+    assert replaced, space
+    assert replaced <= known, replaced - known
+print("all there")
+"""
+    assert run(program) == "all there"
+
+
+def test_every_name_replaced_in_megatron_is_defined_and_used_there():
+    device.prepare()
+    from megatron.core.tensor_parallel import random
+
+    source = ast.parse(Path(find_spec(random.__name__).origin).read_text())
+    defined = {node.name for node in source.body if isinstance(node, ast.FunctionDef)}
+    used = {
+        node.id
+        for node in ast.walk(source)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    replaced = {
+        name
+        for name, value in vars(random).items()
+        if getattr(value, "__module__", None) == device.__name__
+    }
+    assert len(replaced) == 2
+    assert replaced <= defined & used
+
+
+def test_cuda_is_answered_by_the_cpu():
+    device.prepare()
+    assert torch.zeros(2, device="cuda").device.type == "cpu"
+    assert torch.empty_like(torch.ones(2), device=torch.device("cuda", 0)).device.type == "cpu"
+    assert torch.ones(1).cuda().device.type == "cpu"
+    assert torch.ones(1).type() == "torch.cuda.FloatTensor"
+    assert torch.cuda.current_device() == torch.device("cpu")
+    assert device.torch_device() == torch.device("cpu")
+
+
+def test_other_series_of_megatron_is_refused(monkeypatch):
+    monkeypatch.setattr(device, "version", lambda package: "0.17.2")
+    monkeypatch.setattr(device, "_prepared", False)
+    with pytest.raises(RuntimeError, match=r"megatron-core 0\.17\.2 is installed; .* 0\.16\.x"):
+        device.prepare()
+
+
+def test_megatron_imported_first_is_refused():
+    program = "import megatron.core\nfrom grpo_mcore import device\ndevice.prepare()"
+    assert run(program) == (
+        "RuntimeError: import grpo_mcore before megatron.core on a machine without a GPU"
+    )
+
+
+def test_every_room_that_imports_megatron_readies_the_process_first():
+    package = Path(device.__file__).parent
+    rooms = {file.parent for file in package.rglob("*.py") if "megatron.core" in file.read_text()}
+    assert package / "training" in rooms
+    for room in rooms - {package}:
+        assert "device.prepare()" in (room / "__init__.py").read_text(), room
