@@ -1,4 +1,4 @@
-"""The only file that knows CUDA from CPU: backend, memory, and the bridge that runs Megatron on a CPU.
+"""The only file that knows CUDA from CPU: backend, memory, the bridge that runs Megatron on a CPU.
 
 Megatron-Core 0.16 names `torch.cuda` in some forty places and has no switch for it. On a machine
 without a GPU `prepare()` answers those calls for the CPU, once, before Megatron is first imported;

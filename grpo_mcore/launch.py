@@ -1,7 +1,7 @@
 """From the command line to a running job: what examples/run_teacher_grpo.sh starts.
 
-    bash examples/run_teacher_grpo.sh [overrides]       -> launch(): checks, then starts torchrun
-    torchrun ... examples/run_teacher_grpo.sh [...]     -> run(): one rank of the job
+bash examples/run_teacher_grpo.sh [overrides]       -> launch(): checks, then starts torchrun
+torchrun ... examples/run_teacher_grpo.sh [...]     -> run(): one rank of the job
 """
 
 import os

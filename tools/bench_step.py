@@ -92,7 +92,7 @@ def run_and_watch(job: list[str], processes: int) -> tuple[dict, float]:
 def sizes_of_tree(pid: int) -> dict[str, list[int]]:
     """Bytes of the processes under `pid`, by kind, and "all together"."""
     sizes: dict[str, list[int]] = {}
-    for process in psutil.Process(pid).children(recursive=True) + [psutil.Process(pid)]:
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         try:
             command = " ".join(process.cmdline())
             size = process.memory_full_info().pss

@@ -124,9 +124,7 @@ def _best_constant(room: Classroom, attempts: list[Attempt]) -> tuple[str, float
     return best, scores[best]
 
 
-def _shuffled(
-    room: Classroom, attempts: list[Attempt], lessons: list[Lesson], seed: int
-) -> float:
+def _shuffled(room: Classroom, attempts: list[Attempt], lessons: list[Lesson], seed: int) -> float:
     """The learned hints, each dealt to another question."""
     texts = [lesson.guidance for lesson in lessons]
     random.Random(seed).shuffle(texts)

@@ -125,4 +125,6 @@ if __name__ == "__main__":
     else:
         from grpo_mcore import SFTTrainer
 
-        SFTTrainer(sft_config(arguments[1], models_dir(int(arguments[0])), int(arguments[0]))).train()
+        SFTTrainer(
+            sft_config(arguments[1], models_dir(int(arguments[0])), int(arguments[0]))
+        ).train()

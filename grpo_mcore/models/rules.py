@@ -1,7 +1,7 @@
 """How one Megatron parameter, sharded over tensor parallel ranks, is made of Hugging Face tensors.
 
-Each rule reads one rank's shard (`shard`) and joins all shards back (`merge`); one is the inverse of
-the other, bit for bit.
+Each rule reads one rank's shard (`shard`) and joins all shards back (`merge`); one is the inverse
+of the other, bit for bit.
 """
 
 from dataclasses import dataclass

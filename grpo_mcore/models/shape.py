@@ -56,7 +56,9 @@ def read_shape(key: str, path: str) -> ModelShape:
 
     file = Path(path) / "config.json"
     if not file.is_file():
-        raise ConfigError(f"{key}={path}: no config.json there; give a Hugging Face model directory")
+        raise ConfigError(
+            f"{key}={path}: no config.json there; give a Hugging Face model directory"
+        )
     hf = json.loads(file.read_text())
     model_type = hf.get("model_type")
     if model_type not in FAMILIES:
@@ -65,5 +67,7 @@ def read_shape(key: str, path: str) -> ModelShape:
             f"supported: {', '.join(sorted(FAMILIES))}"
         )
     if hf.get("quantization_config"):
-        raise ConfigError(f"{key}={path}: a quantised checkpoint cannot be trained; give a plain one")
+        raise ConfigError(
+            f"{key}={path}: a quantised checkpoint cannot be trained; give a plain one"
+        )
     return FAMILIES[model_type].shape(hf, f"{key}={path}")

@@ -13,14 +13,16 @@ def group_advantages(rewards: Tensor, num_generations: int, scale: str) -> Tenso
 
     Args:
         rewards: [groups * num_generations], a group's samples side by side.
-        scale: "group" divides by the group's deviation, "batch" by that of all rewards, "none" by 1.
+        scale: "group" divides by the group's deviation, "batch" by that of all rewards, "none" by
+            nothing.
     """
-    groups = rewards.view(-1, num_generations)
+    # In float32 the mean of equal rewards may differ from them by more than EPSILON forgives.
+    groups = rewards.double().view(-1, num_generations)
     centred = groups - groups.mean(1, keepdim=True)
     if scale == "group":
         centred = centred / (groups.std(1, keepdim=True) + EPSILON)
     elif scale == "batch":
-        centred = centred / (rewards.std() + EPSILON)
+        centred = centred / (groups.std() + EPSILON)
     elif scale != "none":
         raise ValueError(f"scale_rewards={scale}: choose one of {', '.join(SCALES)}")
-    return centred.view(-1)
+    return centred.view(-1).to(rewards.dtype)

@@ -51,7 +51,9 @@ class Progress:
         self.bar.close()
 
     def _line(self, metrics: dict[str, float]) -> str:
-        return "  ".join(f.format(metrics[name]) for name, f in self.shown.items() if name in metrics)
+        return "  ".join(
+            f.format(metrics[name]) for name, f in self.shown.items() if name in metrics
+        )
 
     def _append(self, name: str, record: dict) -> None:
         with (self.directory / f"{name}.jsonl").open("a") as file:

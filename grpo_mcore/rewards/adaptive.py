@@ -1,4 +1,4 @@
-"""The asymmetric reward of the ATLAS documents: help is worth more when short, harm costs double."""
+"""The asymmetric reward of the ATLAS documents: short help is worth more, harm costs double."""
 
 from collections.abc import Sequence
 

@@ -43,7 +43,7 @@ def call_rewards(
     for place, reward in enumerate(rewards):
         if not isinstance(reward, (int, float)) or not math.isfinite(reward):
             raise RewardError(
-                f"reward function {name} returned {reward!r} for completion {place} at step {step}; "
-                "a finite number is needed"
+                f"reward function {name} returned {reward!r} for completion {place} at step "
+                f"{step}; a finite number is needed"
             )
     return [float(reward) for reward in rewards]

@@ -10,7 +10,16 @@ from pathlib import Path
 
 from grpo_mcore.parallel.world import PhaseTimeout
 
-_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_", "GROUP_", "ROLE_", "TORCH")
+_TORCHRUN = (
+    "RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "LOCAL_",
+    "GROUP_",
+    "ROLE_",
+    "TORCH",
+)
 """Prefixes of variables that would make vLLM think it is part of the trainer's job."""
 
 
@@ -89,5 +98,5 @@ class Engine:
         code = self.process.poll()
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
         return EngineError(
-            f"engine {self.name} died during '{method}' (exit code {code}); {self.log} ends:\n{tail}"
+            f"engine {self.name} died in '{method}' (exit code {code}); {self.log} ends:\n{tail}"
         )

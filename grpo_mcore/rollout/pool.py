@@ -10,7 +10,6 @@ from grpo_mcore.parallel.groups import Role
 from grpo_mcore.rollout.engine import Engine
 from grpo_mcore.rollout.requests import Completion, Generated, Request
 
-
 WAKE_ORDER = ("weights", "kv_cache", "scheduling")
 """What wakes after sleep. Weights come first and are loaded before the key-value cache takes its
 memory, so that old weights, new weights and cache never stand side by side."""
@@ -50,7 +49,10 @@ class RolloutPool:
         if place == 0 and replica < engines:
             name = f"{role.name}-{replica}"
             self.engine = Engine(
-                name, _environment(tensor_parallel), log_dir / f"{name}.log", config.deadline_seconds
+                name,
+                _environment(tensor_parallel),
+                log_dir / f"{name}.log",
+                config.deadline_seconds,
             )
             arguments = _llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config)
             self.engine.submit("start", arguments, stop_token_ids)

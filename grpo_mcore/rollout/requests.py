@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to sample. temperature 0 is greedy; top_k 0 and top_p 1 leave all tokens in."""
+    """One completion to sample. temperature 0 is greedy; top_k 0, top_p 1 leave all tokens in."""
 
     prompt: list[int]
     max_tokens: int

@@ -1,4 +1,4 @@
-"""A lesson: a question, the student's unaided answers and approach, a teaching, the taught answer."""
+"""A lesson: question, the student's unaided answers and approach, a teaching, the taught answer."""
 
 from dataclasses import dataclass
 

@@ -155,7 +155,7 @@ class RemoteStudent:
 
 
 def serve(student: Student, role: Role, mailbox: Mailbox) -> None:
-    """Answers the teacher's questions, in order, until it says stop. Runs on the student's ranks."""
+    """Answers the teacher's questions in order until it says stop. Runs on the student's ranks."""
     number = 0
     while True:
         question = f"question {number}"

@@ -116,9 +116,7 @@ def start_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> RolloutPoo
     )
 
 
-def ready_student(
-    role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job
-) -> Student:
+def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job) -> Student:
     """Loads the student's shards in its own layout and hands them to its engines, once."""
     shape = job.shapes["student"]
     module = load_model(shape, config.student, role, config.seed)

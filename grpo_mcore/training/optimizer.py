@@ -3,7 +3,7 @@
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from torch import dtype, bfloat16
+from torch import bfloat16, dtype
 
 from grpo_mcore.config import TrainingConfig
 from grpo_mcore.parallel.groups import Role

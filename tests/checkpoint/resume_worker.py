@@ -1,6 +1,6 @@
 """Trains, saves, goes on; then loads into a fresh policy and goes on again: both must be equal.
 
-    torchrun --nproc-per-node 4 resume_worker.py MODEL DIRECTORY
+torchrun --nproc-per-node 4 resume_worker.py MODEL DIRECTORY
 """
 
 import sys

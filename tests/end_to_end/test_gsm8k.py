@@ -19,7 +19,10 @@ def test_gsm8k_goes_through_all_phases(tmp_path, teacher, student):
     run = tmp_path / "run"
     overrides = [
         "experiment=gsm8k_qwen2.5",
-        *(f"{role}.path={tmp_path / f}" for role, f in (("teacher", teacher), ("student", student))),
+        *(
+            f"{role}.path={tmp_path / f}"
+            for role, f in (("teacher", teacher), ("student", student))
+        ),
         "teacher.dtype=float32",
         "student.dtype=float32",
         "teacher.sequence_parallel=false",

@@ -1,8 +1,8 @@
 """Llama 2 and 3: the plain decoder that the other families vary."""
 
 from grpo_mcore.config.errors import ConfigError
-from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.rules import QKV, Columns, GateUp, Replicated, Rule, VocabRows
+from grpo_mcore.models.shape import ModelShape
 
 LLAMA3_ROPE = {
     "low_freq_factor": 1.0,
@@ -50,7 +50,9 @@ def _rope_scaling(rope: dict, where: str) -> float | None:
         raise ConfigError(f"{where}: rope_type={kind} is not supported; only default and llama3")
     for key, value in LLAMA3_ROPE.items():
         if rope.get(key) != value:
-            raise ConfigError(f"{where}: rope {key}={rope.get(key)}; Megatron-Core has only {value}")
+            raise ConfigError(
+                f"{where}: rope {key}={rope.get(key)}; Megatron-Core has only {value}"
+            )
     return rope["factor"]
 
 
@@ -60,11 +62,11 @@ def rules(shape: ModelShape, fused_norms: bool) -> dict[str, Rule]:
     Args:
         fused_norms: Transformer Engine keeps a norm's weight in the linear layer that follows it.
     """
-    found = {"embedding.word_embeddings.weight": VocabRows("model.embed_tokens.weight", shape.vocab)}
+    found = {
+        "embedding.word_embeddings.weight": VocabRows("model.embed_tokens.weight", shape.vocab)
+    }
     for n in range(shape.layers):
-        found |= layer_rules(
-            shape, f"decoder.layers.{n}.", f"model.layers.{n}.", fused_norms
-        )
+        found |= layer_rules(shape, f"decoder.layers.{n}.", f"model.layers.{n}.", fused_norms)
     found["decoder.final_layernorm.weight"] = Replicated("model.norm.weight")
     head = "model.embed_tokens.weight" if shape.tied else "lm_head.weight"
     found["output_layer.weight"] = VocabRows(head, shape.vocab)

@@ -1,8 +1,8 @@
 """Qwen2 and Qwen2.5: Llama with biases on query, key and value."""
 
 from grpo_mcore.models.families import llama
-from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.rules import Rule
+from grpo_mcore.models.shape import ModelShape
 
 
 def shape(hf: dict, where: str) -> ModelShape:

@@ -1,8 +1,8 @@
 """Qwen3: Llama with a norm on each query and key head, and a head size of its own."""
 
 from grpo_mcore.models.families import llama
-from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.rules import Replicated, Rule
+from grpo_mcore.models.shape import ModelShape
 
 
 def shape(hf: dict, where: str) -> ModelShape:
