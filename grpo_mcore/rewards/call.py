@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 
 RewardFunction = Callable[..., Sequence[float]]
 """(prompts, completions, **columns) -> one float for each completion."""
@@ -30,7 +31,8 @@ def call_rewards(
     """
     name = reward_name(function)
     try:
-        rewards = list(function(prompts=prompts, completions=completions, **columns))
+        rewards = function(prompts=prompts, completions=completions, **columns)
+        rewards = rewards.tolist() if hasattr(rewards, "tolist") else list(rewards)
     except Exception as error:
         raise RewardError(
             f"reward function {name} failed at step {step}: {type(error).__name__}: {error}"
@@ -41,7 +43,7 @@ def call_rewards(
             f"completions at step {step}"
         )
     for place, reward in enumerate(rewards):
-        if not isinstance(reward, (int, float)) or not math.isfinite(reward):
+        if not isinstance(reward, Real) or not math.isfinite(reward):
             raise RewardError(
                 f"reward function {name} returned {reward!r} for completion {place} at step "
                 f"{step}; a finite number is needed"

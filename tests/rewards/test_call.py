@@ -2,7 +2,9 @@
 
 import math
 
+import numpy
 import pytest
+import torch
 
 from grpo_mcore.rewards import AdaptiveTeachingReward, RewardError, call_rewards
 
@@ -20,6 +22,16 @@ def test_function_gets_prompts_completions_and_columns():
 
     assert call(length_and_answer) == [2.0, 4.0]
     assert all(isinstance(reward, float) for reward in call(length_and_answer))
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [(0, 1), numpy.array([0.0, 1.0]), torch.tensor([0.0, 1.0]), list(numpy.float32([0, 1]))],
+    ids=["tuple", "array", "tensor", "numpy floats"],
+)
+def test_any_kind_of_number_will_do(rewards):
+    found = call(lambda **_: rewards)
+    assert found == [0.0, 1.0] and {type(reward) for reward in found} == {float}
 
 
 def raising(**_):
