@@ -103,9 +103,10 @@ class one_line_errors:
     def __exit__(self, kind, error, trace) -> None:
         from grpo_mcore.rewards import RewardError
         from grpo_mcore.rollout.engine import EngineError
+        from grpo_mcore.rollout.pool import StaleEngine
         from grpo_mcore.weights.sync import SyncError
 
-        known = (ConfigError, RewardError, EngineError, SyncError, PhaseTimeout)
+        known = (ConfigError, RewardError, EngineError, StaleEngine, SyncError, PhaseTimeout)
         if error is None or not isinstance(error, known):
             return
         # Every rank finds a wrong setting; one of them says so, and is given the time to before

@@ -12,6 +12,7 @@ from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig, Train
 from grpo_mcore.data.questions import Question, load_questions
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.models.build import DTYPES
+from grpo_mcore.models.hf_files import INDEX, SINGLE
 from grpo_mcore.models.shape import ModelShape, read_shape
 from grpo_mcore.objectives.advantages import SCALES
 from grpo_mcore.objectives.grpo import LOSS_TYPES
@@ -81,11 +82,14 @@ def check_job(config: TeacherGRPOConfig, world_size: int) -> Job:
             config.data, "data.eval", config.data.eval, config.data.eval_split
         )
         held_out = held_out[: config.data.eval_size or None]
+    for role in shapes:
+        check_weights(f"{role}.path", getattr(config, role).path)
     tokenizers = {role: _load_tokenizer(role, getattr(config, role).path) for role in shapes}
     train, dropped, train_lengths = _fit_lengths(config, "data.train", train, shapes, tokenizers)
     held_out, more, eval_lengths = _fit_lengths(config, "data.eval", held_out, shapes, tokenizers)
-    if not train:
-        raise ConfigError(f"data.overlong=drop: every question of {config.data.train} is too long")
+    for source, kept in ((config.data.train, train), (config.data.eval, held_out)):
+        if source and not kept:
+            raise ConfigError(f"data.overlong=drop: every question of {source} is too long")
     return Job(
         placement, layouts, shapes, tokenizers, train, held_out, dropped + more,
         Lengths(*(max(pair) for pair in zip(train_lengths, eval_lengths, strict=True))), engines,
@@ -126,6 +130,12 @@ def check_model(key: str, model: ModelConfig) -> None:
         _choice(f"{key}.fp8", model.fp8, FP8_RECIPES)
         if not device.is_cuda():
             raise ConfigError(f"{key}.fp8={model.fp8}: FP8 needs an NVIDIA GPU, none is here")
+
+
+def check_weights(key: str, path: str) -> None:
+    """Checks that directory `path`, the value of setting `key`, holds safetensors."""
+    if not any((Path(path) / name).exists() for name in (SINGLE, INDEX)):
+        raise ConfigError(f"{key}={path}: no weights there ({SINGLE} or {INDEX})")
 
 
 def why_not(layout: Layout, shape: ModelShape) -> str | None:
@@ -173,6 +183,9 @@ def _check_numbers(config: TeacherGRPOConfig) -> None:
         _at_least(key, attrgetter(key)(config), 0)
     if not 0 < config.top_p <= 1:
         raise ConfigError(f"top_p={config.top_p}: must be above 0 and at most 1")
+    for key in ("deadline_seconds", "kv_cache_gib", "gpu_memory_utilization"):
+        if getattr(config.rollout, key) <= 0:
+            raise ConfigError(f"rollout.{key}={getattr(config.rollout, key)}: must be above 0")
     if config.temperature <= 0:
         raise ConfigError(
             f"temperature={config.temperature}: must be above 0, as GRPO compares samples"
@@ -258,6 +271,10 @@ def _engines(config: TeacherGRPOConfig, role: str, layout: Layout, shape: ModelS
     key = f"rollout.{role}_tensor_parallel={tensor}"
     if tensor < 1 or shape.heads % tensor:
         raise ConfigError(f"{key}: {shape.heads} attention heads do not divide by it")
+    if shape.groups % tensor and tensor % shape.groups:
+        raise ConfigError(
+            f"{key}: {shape.groups} key-value heads neither divide by it nor it by them"
+        )
     if device.is_cuda() and layout.size % tensor:
         raise ConfigError(f"{key}: the role's {layout.size} devices do not divide by it")
     asked = getattr(config.rollout, f"{role}_engines")

@@ -10,7 +10,13 @@ from grpo_mcore.objectives.sft import sft_loss
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import join, world_size
 from grpo_mcore.report.progress import Progress
-from grpo_mcore.trainers.preflight import batch_misfit, check_model, check_training, why_not
+from grpo_mcore.trainers.preflight import (
+    batch_misfit,
+    check_model,
+    check_training,
+    check_weights,
+    why_not,
+)
 from grpo_mcore.training.batch import Batch, pad_batch
 from grpo_mcore.training.policy import Policy
 from grpo_mcore.weights.export import export_model
@@ -38,8 +44,9 @@ class SFTTrainer:
                 f"layout={self.layout}: needs {self.layout.size} processes, "
                 f"there are {world_size()}"
             )
-        self.rows = _read_rows(args.train)
+        check_weights("model.path", args.model.path)
         self.tokenizer = Tokenizer(args.model.path)
+        self.rows = self._read_rows()
 
     def train(self) -> dict[str, float]:
         """Runs all steps. Returns the last step's metrics."""
@@ -69,27 +76,43 @@ class SFTTrainer:
         """The rows of a step, in the file's order, from its start again after its end."""
         size = self.config.batch_size
         rows = [self.rows[i % len(self.rows)] for i in range(step * size, (step + 1) * size)]
-        prompts = [self.tokenizer.encode_prompt(row["prompt"]) for row in rows]
-        end = [self.tokenizer.inner.eos_token_id]
-        completions = [self.tokenizer.encode(row["completion"]) + end for row in rows]
+        prompts, completions = zip(*rows, strict=True)
         batch = pad_batch(prompts, completions, length_multiple)
         return batch | {"weights": batch["mask"] / batch["mask"].sum()}
+
+    def _read_rows(self) -> list[tuple[list[int], list[int]]]:
+        """Prompt and completion of every row as tokens, the end token included.
+
+        Raises:
+            ConfigError: when the file is not there, is empty, or has a row that is not JSON, lacks
+                a column or is longer than the model's context.
+        """
+        source = self.config.train
+        if not Path(source).is_file():
+            raise ConfigError(f"train={source}: no such file")
+        rows = []
+        for number, line in enumerate(Path(source).read_text().splitlines()):
+            try:
+                row = json.loads(line)
+                prompt, completion = row["prompt"], row["completion"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(
+                    f"train={source}: row {number} is not a JSON object with prompt and completion"
+                ) from error
+            end = [self.tokenizer.inner.eos_token_id]
+            tokens = self.tokenizer.encode_prompt(prompt), self.tokenizer.encode(completion) + end
+            length = sum(map(len, tokens))
+            if length > self.shape.positions:
+                raise ConfigError(
+                    f"train={source}: row {number} has {length} tokens, more than the model's "
+                    f"{self.shape.positions}"
+                )
+            rows.append(tokens)
+        if not rows:
+            raise ConfigError(f"train={source}: the dataset is empty")
+        return rows
 
 
 def _loss(log_probs, weights):
     loss = sft_loss(log_probs, weights)
     return loss, {"loss": loss}
-
-
-def _read_rows(source: str) -> list[dict]:
-    file = Path(source)
-    if not file.is_file():
-        raise ConfigError(f"train={source}: no such file")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    if not rows:
-        raise ConfigError(f"train={source}: the dataset is empty")
-    for number, row in enumerate(rows):
-        for column in ("prompt", "completion"):
-            if column not in row:
-                raise ConfigError(f"train={source}: row {number} has no {column}")
-    return rows

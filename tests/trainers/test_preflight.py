@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -175,6 +176,8 @@ def test_missing_model(config, tmp_path, role):
 
 def test_model_without_a_tokenizer(config, tiny_models, tmp_path):
     path = reshaped(tiny_models, tmp_path)
+    assert refusal(config, teacher__path=path).startswith(f"teacher.path={path}: no weights there")
+    shutil.copy(tiny_models / "teacher" / "model.safetensors", path)
     assert refusal(config, teacher__path=path).startswith(f"teacher.path={path}: no tokenizer ")
 
 
