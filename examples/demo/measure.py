@@ -72,11 +72,13 @@ def measure(config: TeacherGRPOConfig, trained: Path, unseen: Path) -> dict:
             "problems": len(attempts[name]),
         }
 
+    unseen_figures = accuracies("unseen")
     return accuracies("held_out") | {
         "constant_guidance": constant,
         "constant_guidance_hint": hint,
         "shuffled_guidance": shuffled,
-        "unseen_wordings": accuracies("unseen"),
+        "unseen_wordings": unseen_figures["taught_after"],
+        "unseen_wordings_figures": unseen_figures,
     }
 
 

@@ -76,7 +76,7 @@ def _set_aside(run: Path) -> None:
 
 
 def _table(result: dict) -> str:
-    unseen = result["unseen_wordings"]
+    unseen = result["unseen_wordings_figures"]
     rows = [
         ("", "held-out problems", "unseen wordings"),
         ("student alone", result["student_alone"], unseen["student_alone"]),
