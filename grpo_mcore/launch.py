@@ -10,12 +10,11 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-from filelock import FileLock
-
 from grpo_mcore import device
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.config.compose import compose_config
-from grpo_mcore.parallel.world import PhaseTimeout, is_rank_zero, world_size
+from grpo_mcore.errors import KnownError
+from grpo_mcore.parallel.world import is_rank_zero, world_size
 
 CPU_EXPERIMENT, GPU_EXPERIMENT = "demo", "gsm8k_qwen2.5"
 SPEAKING_SECONDS = 5.0
@@ -37,7 +36,8 @@ def configure(script: Path, arguments: list[str]) -> TeacherGRPOConfig:
 
 
 def prepare(config: TeacherGRPOConfig, script: Path) -> None:
-    """Calls the experiment's `prepare` function; of a machine's ranks the first does the work.
+    """Calls the experiment's `prepare` function. Every rank does, so the function locks what it
+    makes.
 
     Raises:
         ConfigError: when there is no such function.
@@ -51,10 +51,7 @@ def prepare(config: TeacherGRPOConfig, script: Path) -> None:
         prepare_models = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"prepare={config.prepare}: {error}") from error
-    lock = Path(config.output_dir).parent / f".{module}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        prepare_models(config)
+    prepare_models(config)
 
 
 def launch(script: str, arguments: list[str]) -> None:
@@ -63,12 +60,13 @@ def launch(script: str, arguments: list[str]) -> None:
     from torch.distributed.run import main as torchrun
 
     from grpo_mcore.trainers.base import check_output_dir
-    from grpo_mcore.trainers.preflight import check_job
+    from grpo_mcore.trainers.preflight import check_job, check_settings
 
-    nodes = int(os.environ.get("NNODES", 1))
-    per_node = int(os.environ.get("NPROC_PER_NODE", 0)) or device.local_count()
     with one_line_errors():
+        nodes = _number("NNODES", 1)
+        per_node = _number("NPROC_PER_NODE", device.local_count())
         config = configure(Path(script), arguments)
+        check_settings(config)
         prepare(config, Path(script))
         check_output_dir(config, config.resume)
         check_job(config, nodes * per_node)
@@ -86,11 +84,20 @@ def launch(script: str, arguments: list[str]) -> None:
 def run(script: str, arguments: list[str]) -> None:
     """One rank of the job."""
     with one_line_errors():
-        config = configure(Path(script), arguments)
-        prepare(config, Path(script))
         from grpo_mcore.trainers import TeacherGRPOTrainer
+        from grpo_mcore.trainers.preflight import check_settings
 
+        config = configure(Path(script), arguments)
+        check_settings(config)
+        prepare(config, Path(script))
         TeacherGRPOTrainer(config).train()
+
+
+def _number(variable: str, default: int) -> int:
+    value = os.environ.get(variable, str(default))
+    if not value.isdigit() or int(value) < 1:
+        raise ConfigError(f"{variable}={value}: give a number, 1 or more")
+    return int(value)
 
 
 class one_line_errors:
@@ -102,12 +109,8 @@ class one_line_errors:
 
     def __exit__(self, kind, error, trace) -> None:
         from grpo_mcore.rewards import RewardError
-        from grpo_mcore.rollout.engine import EngineError
-        from grpo_mcore.rollout.pool import StaleEngine
-        from grpo_mcore.weights.sync import SyncError
 
-        known = (ConfigError, RewardError, EngineError, StaleEngine, SyncError, PhaseTimeout)
-        if error is None or not isinstance(error, known):
+        if not isinstance(error, KnownError):
             return
         # Every rank finds a wrong setting; one of them says so, and is given the time to before
         # torchrun, seeing another rank gone, ends it.

@@ -128,6 +128,9 @@ def _best_constant(room: Classroom, attempts: list[Attempt]) -> tuple[str, float
 
 def _shuffled(room: Classroom, attempts: list[Attempt], lessons: list[Lesson], seed: int) -> float:
     """The learned hints, each dealt to another question."""
-    texts = [lesson.guidance for lesson in lessons]
-    random.Random(seed).shuffle(texts)
+    order = list(range(len(lessons)))
+    random.Random(seed).shuffle(order)
+    texts = [""] * len(order)
+    for giver, taker in zip(order, order[1:] + order[:1], strict=True):
+        texts[taker] = lessons[giver].guidance
     return summarise(room.teach(attempts, texts, "shuffled"))["student_accuracy"]

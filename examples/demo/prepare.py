@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from grpo_mcore.config import ModelConfig, SFTConfig, TeacherGRPOConfig
@@ -53,12 +54,19 @@ def prepare(config: TeacherGRPOConfig) -> None:
 
 
 def make_models(seed: int) -> Path:
-    """Makes what is missing. Returns the directory."""
+    """Makes what is missing, one process at a time. Returns the directory."""
     directory = models_dir(seed)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.with_suffix(".lock")):
+        _make_models(directory, seed)
+    return directory
+
+
+def _make_models(directory: Path, seed: int) -> None:
     key = _key(seed)
     marker = directory / "made_from.txt"
     if marker.exists() and marker.read_text() == key:
-        return directory
+        return
     from examples.demo.models import write_data, write_random_model
 
     shutil.rmtree(directory, ignore_errors=True)
@@ -69,7 +77,6 @@ def make_models(seed: int) -> Path:
     for role in ROLES:
         (directory / "sft" / role / "final").rename(directory / role)
     marker.write_text(key)
-    return directory
 
 
 def _train(directory: Path, seed: int) -> None:

@@ -8,10 +8,13 @@ number, so the step is all of them.
 """
 
 import shutil
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from grpo_mcore.checkpoint import distributed_adam
 from grpo_mcore.training.policy import Policy
@@ -31,6 +34,8 @@ def save_checkpoint(policy: Policy, step: int, directory: Path) -> None:
         work.mkdir(parents=True)
 
     role.once(prepare)
+    with _without_main_file():
+        filesystem_async._get_write_results_queue()
     dist_checkpointing.save(_state(policy, step, is_loading=False), str(work))
 
     def finish() -> None:
@@ -64,7 +69,8 @@ def load_checkpoint(policy: Policy, directory: Path) -> int:
         _state(policy, step, is_loading=True), str(directory / f"iter_{step:07d}")
     )
     policy.module.load_state_dict(state["model"])
-    policy.optimizer.load_state_dict(state["optimizer"])
+    with torch.no_grad():  # it copies into parameters that want gradients
+        policy.optimizer.load_state_dict(state["optimizer"])
     distributed_adam.after_loading(policy.optimizer)
     policy.scheduler.load_state_dict(state["scheduler"])
     policy.version = state["version"]
@@ -74,7 +80,9 @@ def load_checkpoint(policy: Policy, directory: Path) -> int:
 def _state(policy: Policy, step: int, is_loading: bool) -> dict:
     metadata = {
         "dp_cp_group": policy.role.groups.dp_cp,
-        "distrib_optim_sharding_type": "fully_reshardable",
+        # The distributed optimizer's other format corrupts what it loads where parameters' sizes
+        # are no multiples of 64; this one wants the same TP x PP again.
+        "distrib_optim_sharding_type": "dp_reshardable",
     }
     with _data_parallel_rank(policy):
         model = policy.module.sharded_state_dict(metadata=metadata)
@@ -88,6 +96,19 @@ def _state(policy: Policy, step: int, is_loading: bool) -> dict:
         "version": policy.version,
         "step": step,
     }
+
+
+@contextmanager
+def _without_main_file():
+    """Megatron's writer starts a process, which Python would have import the user's script again:
+    without an `if __name__ == "__main__"` there, the save would fail at the end of the run."""
+    main = sys.modules["__main__"].__dict__
+    hidden = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main |= hidden
 
 
 @contextmanager

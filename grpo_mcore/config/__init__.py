@@ -2,7 +2,6 @@
 
 Imports neither torch nor vLLM."""
 
-from grpo_mcore.config.errors import ConfigError
 from grpo_mcore.config.schema import (
     DataConfig,
     LayoutConfig,
@@ -13,6 +12,7 @@ from grpo_mcore.config.schema import (
     TemplatesConfig,
     TrainingConfig,
 )
+from grpo_mcore.errors import ConfigError
 
 __all__ = [
     "ConfigError",

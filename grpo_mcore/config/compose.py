@@ -16,8 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from grpo_mcore.config.errors import ConfigError, unknown_key
 from grpo_mcore.config.schema import TeacherGRPOConfig
+from grpo_mcore.errors import ConfigError, unknown_key
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 

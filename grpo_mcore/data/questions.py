@@ -74,6 +74,8 @@ def load_questions(data: DataConfig, key: str, source: str, split: str) -> list[
         text, answer = row[data.question_column], row[data.answer_column]
         if not isinstance(text, str) or not text.strip():
             raise ConfigError(f"{key}={source}: row {number} has no text in {data.question_column}")
+        if answer is None or not final_answer(str(answer)):
+            raise ConfigError(f"{key}={source}: row {number} has no answer in {data.answer_column}")
         questions.append(Question(number, text, final_answer(str(answer)), row))
     return questions
 

@@ -1,10 +1,6 @@
 """What a Hugging Face config.json says of a decoder, read before any model loads."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-
-from grpo_mcore.config.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -43,31 +39,3 @@ class ModelShape:
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.groups)
         layer = attention + 3 * self.hidden * self.ffn
         return self.layers * layer + self.vocab * self.hidden * (1 if self.tied else 2)
-
-
-def read_shape(key: str, path: str) -> ModelShape:
-    """The shape of the model in directory `path`, which is the value of setting `key`.
-
-    Raises:
-        ConfigError: when there is no such directory or config.json, or the family or one of its
-            variants is not supported.
-    """
-    from grpo_mcore.models.families import FAMILIES
-
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        raise ConfigError(
-            f"{key}={path}: no config.json there; give a Hugging Face model directory"
-        )
-    hf = json.loads(file.read_text())
-    model_type = hf.get("model_type")
-    if model_type not in FAMILIES:
-        raise ConfigError(
-            f"{key}={path}: model family {model_type!r} is not supported; "
-            f"supported: {', '.join(sorted(FAMILIES))}"
-        )
-    if hf.get("quantization_config"):
-        raise ConfigError(
-            f"{key}={path}: a quantised checkpoint cannot be trained; give a plain one"
-        )
-    return FAMILIES[model_type].shape(hf, f"{key}={path}")

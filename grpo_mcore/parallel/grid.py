@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from itertools import product
 
-from grpo_mcore.config.errors import ConfigError
+from grpo_mcore.errors import ConfigError
 
 
 @dataclass(frozen=True)

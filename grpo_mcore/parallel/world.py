@@ -8,6 +8,7 @@ group where it takes no other (optimizer construction, distributed checkpoints).
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,12 +16,12 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from grpo_mcore import device
+from grpo_mcore.errors import PhaseTimeout
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 
-
-class PhaseTimeout(RuntimeError):
-    """A named phase waited past its deadline."""
+_joins: Counter[tuple[str, str]] = Counter()
+"""How often this process has joined through each rendezvous (address, port)."""
 
 
 class Mailbox:
@@ -74,8 +75,14 @@ def join(layouts: dict[str, Layout], placement: str, deadline_seconds: float) ->
     """
     device.prepare()
     _describe_single_process()
-    timeout = timedelta(seconds=deadline_seconds)
+    # Twice the deadline: where one rank waits for an engine or a message, its own error, which
+    # names it, shall come before that of the ranks waiting for this one.
+    timeout = timedelta(seconds=2 * deadline_seconds)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    # A process may join several times; what an earlier world left in the store is not this one's.
+    rendezvous = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    store = dist.PrefixStore(f"join {_joins[rendezvous]}", store)
+    _joins[rendezvous] += 1
     if placement == "separate":
         name, first = _role_of(rank, layouts)
         mine = {name: layouts[name]}

@@ -66,7 +66,8 @@ def read_metrics(directory: Path) -> list[dict]:
 
 
 def _forget_after(file: Path, step: int) -> None:
-    """Drops what an interrupted run recorded after the checkpoint it now goes on from."""
+    """Drops what an interrupted run recorded after the checkpoint it now goes on from; the last
+    line may be half a line."""
     if file.exists():
-        lines = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
-        file.write_text("".join(line + "\n" for line in lines))
+        whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        file.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))

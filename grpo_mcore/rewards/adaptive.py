@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from grpo_mcore.teaching.text import extract_solution, extract_teaching, is_correct
+from grpo_mcore.data.text import extract_teaching, is_correct
 
 CONCISE_TOKENS = 100
 """Half of the conciseness bonus is gone at this many teaching tokens."""
@@ -36,8 +36,9 @@ class AdaptiveTeachingReward:
 
         Args:
             completions: what the teacher wrote.
-            baseline_solutions: the student's unaided answers, one or several to average.
-            solutions: its answers with teaching. Both as whole texts or as extracted answers.
+            baseline_solutions: the student's extracted answers without teaching, one for each
+                completion, or several to average.
+            solutions: its extracted answers with teaching.
             teaching_tokens: tokens of each teaching; words are counted where it is not given.
         """
         if teaching_tokens is None:
@@ -64,8 +65,7 @@ class AdaptiveTeachingReward:
         self, question: str, solution: str, ground_truth: str
     ) -> float:
         """1.0 where the solution is the ground truth, case aside, else 0.0."""
-        answer = extract_solution(solution) if "<solution>" in solution else solution
-        return is_correct(answer, ground_truth)
+        return is_correct(solution, ground_truth)
 
     def _baseline(self, baseline: str | Sequence[str], truth: str) -> float:
         texts = [baseline] if isinstance(baseline, str) else baseline

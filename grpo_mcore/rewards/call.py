@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable, Sequence
 from numbers import Real
 
+from grpo_mcore.errors import KnownError
+
 RewardFunction = Callable[..., Sequence[float]]
 """(prompts, completions, **columns) -> one float for each completion."""
 
 
-class RewardError(RuntimeError):
+class RewardError(KnownError, RuntimeError):
     """A reward function failed; the text names it and the step."""
 
 
@@ -21,9 +23,12 @@ def call_rewards(
     step: int,
     prompts: Sequence[str],
     completions: Sequence[str],
-    **columns: Sequence,
+    columns: dict[str, Sequence],
 ) -> list[float]:
     """The rewards of `function` for a step's completions.
+
+    Args:
+        columns: what the function is given beside them, by name.
 
     Raises:
         RewardError: when it raises, or returns the wrong number of values, or one that is not a

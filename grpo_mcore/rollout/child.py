@@ -1,4 +1,5 @@
-"""The engine's process: `python -m grpo_mcore.rollout.child FD` serves calls over socket FD.
+"""The engine's process: `python -m grpo_mcore.rollout.child FD PARENT` serves calls over
+socket FD for process PARENT.
 
 vLLM would build its process groups over the caller's whole torch.distributed world; in a process of
 its own each engine has its own world and may have any tensor parallel size.
@@ -12,6 +13,7 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 
+from grpo_mcore.rollout.bucket import Receipt
 from grpo_mcore.rollout.requests import Completion, Generated, Request
 
 
@@ -54,11 +56,11 @@ class Child:
     def receive_bucket(self, *arguments) -> None:
         self.llm.collective_rpc("receive_bucket", args=arguments)
 
-    def end_sync(self) -> list[dict[str, str]]:
-        checksums = self.llm.collective_rpc("end_sync")
+    def end_sync(self) -> list[Receipt]:
+        receipts = self.llm.collective_rpc("end_sync")
         # What the old weights computed must not serve the new ones.
         self.llm.reset_prefix_cache()
-        return checksums
+        return receipts
 
     def sleep(self, level: int) -> None:
         self.llm.sleep(level)
@@ -77,7 +79,7 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     # The parent may die without a word; this process must not outlive it.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() == 1:
+    if os.getppid() != int(sys.argv[2]):
         return
     child = None
     while True:

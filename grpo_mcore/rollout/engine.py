@@ -8,7 +8,7 @@ from collections import deque
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from grpo_mcore.parallel.world import PhaseTimeout
+from grpo_mcore.errors import KnownError, PhaseTimeout
 
 _TORCHRUN = (
     "RANK",
@@ -23,13 +23,14 @@ _TORCHRUN = (
 """Prefixes of variables that would make vLLM think it is part of the trainer's job."""
 
 
-class EngineError(RuntimeError):
+class EngineError(KnownError, RuntimeError):
     """An engine failed or died; the text holds its own error and where its log is."""
 
 
 class Engine:
-    """A vLLM engine in a child process. Calls may be sent ahead with `submit` and are answered in
-    order by `result`."""
+    """A vLLM engine in a child process. Calls may be made ahead with `submit` and are answered in
+    order by `result`. One at a time is under way: a second one, sent while the child is sending its
+    answer to the first, could leave both waiting for the other to read."""
 
     def __init__(self, name: str, environment: dict[str, str], log: Path, deadline_seconds: float):
         """Starts the process; `environment` is set in it on top of this process's own."""
@@ -39,7 +40,13 @@ class Engine:
         log.parent.mkdir(parents=True, exist_ok=True)
         with theirs, log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "grpo_mcore.rollout.child", str(theirs.fileno())],
+                [
+                    sys.executable,
+                    "-m",
+                    "grpo_mcore.rollout.child",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                ],
                 env=inherited | environment,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -47,7 +54,8 @@ class Engine:
                 stderr=output,
             )
         self.connection = Connection(ours.detach())
-        self.unanswered: deque[str] = deque()
+        self.calls: deque[tuple[str, tuple]] = deque()
+        """Calls not yet answered; the first is under way."""
 
     def call(self, method: str, *arguments):
         """Runs `method` in the child and returns its answer."""
@@ -55,11 +63,9 @@ class Engine:
         return self.result(method)
 
     def submit(self, method: str, *arguments) -> None:
-        try:
-            self.connection.send((method, arguments))
-        except OSError as error:
-            raise self._died(method) from error
-        self.unanswered.append(method)
+        self.calls.append((method, arguments))
+        if len(self.calls) == 1:
+            self._send()
 
     def result(self, method: str):
         """The answer to the oldest call not yet answered.
@@ -69,9 +75,8 @@ class Engine:
             PhaseTimeout: when no answer came within the deadline.
             RuntimeError: when the oldest call is to another method.
         """
-        if self.unanswered[0] != method:
-            raise RuntimeError(f"engine {self.name} owes an answer to '{self.unanswered[0]}' first")
-        self.unanswered.popleft()
+        if self.calls[0][0] != method:
+            raise RuntimeError(f"engine {self.name} owes an answer to '{self.calls[0][0]}' first")
         try:
             if not self.connection.poll(self.deadline):
                 raise PhaseTimeout(
@@ -81,6 +86,9 @@ class Engine:
             status, answer = self.connection.recv()
         except (EOFError, OSError) as error:
             raise self._died(method) from error
+        self.calls.popleft()
+        if self.calls:
+            self._send()
         if status == "error":
             raise EngineError(f"engine {self.name} failed in '{method}' ({self.log}):\n{answer}")
         return answer
@@ -93,6 +101,12 @@ class Engine:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def _send(self) -> None:
+        try:
+            self.connection.send(self.calls[0])
+        except OSError as error:
+            raise self._died(self.calls[0][0]) from error
 
     def _died(self, method: str) -> EngineError:
         code = self.process.poll()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from grpo_mcore import device
 from grpo_mcore.config import RolloutConfig
+from grpo_mcore.errors import KnownError
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.rollout.engine import Engine
 from grpo_mcore.rollout.requests import Completion, Generated, Request
@@ -15,7 +16,7 @@ WAKE_ORDER = ("weights", "kv_cache", "scheduling")
 memory, so that old weights, new weights and cache never stand side by side."""
 
 
-class StaleEngine(RuntimeError):
+class StaleEngine(KnownError, RuntimeError):
     """Generation was asked of an engine that does not hold the trainer's weights."""
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
-from grpo_mcore.weights.bucket import Slot, checksum, open_buffer, unpack
+from grpo_mcore.rollout.bucket import Receipt, Slot, checksum, open_buffer, unpack
 
 
 class WeightReceiver:
@@ -14,7 +14,10 @@ class WeightReceiver:
         rebuilt layer by layer."""
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
-        initialize_layerwise_reload(self.model_runner.model)
+        model = self.model_runner.model
+        # A tied output layer is the embedding itself, and named once.
+        self.not_loaded = {name for name, _ in model.named_parameters()}
+        initialize_layerwise_reload(model)
         self.received: dict[str, str] = {}
 
     def receive_bucket(self, source: tuple, size: int, slots: list[Slot]) -> None:
@@ -32,14 +35,10 @@ class WeightReceiver:
             buffer = rebuild_cuda_tensor(*arguments)
         tensors = unpack(buffer, slots)
         self.received |= {name: checksum(tensor) for name, tensor in tensors.items()}
-        self.model_runner.model.load_weights(tensors.items())
+        self.not_loaded -= self.model_runner.model.load_weights(tensors.items())
 
-    def end_sync(self) -> dict[str, str]:
-        """Finishes the load.
-
-        Returns:
-            The checksum of every tensor received, by Hugging Face name.
-        """
+    def end_sync(self) -> Receipt:
+        """Finishes the load."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         model = self.model_runner.model
@@ -48,4 +47,4 @@ class WeightReceiver:
         # embedding in place.
         if self.model_runner.model_config.hf_text_config.tie_word_embeddings:
             model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
-        return self.received
+        return Receipt(self.received, sorted(self.not_loaded))

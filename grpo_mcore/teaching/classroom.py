@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.data.questions import Question
+from grpo_mcore.data.text import extract_teaching, fill
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Completion, Request, request_seed
 from grpo_mcore.teaching.lesson import Attempt, Lesson, collect_attempts, summarise
 from grpo_mcore.teaching.student import Asker, Pending, StudentWork
-from grpo_mcore.teaching.text import extract_teaching, fill
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from grpo_mcore.data.questions import Question
+from grpo_mcore.data.text import extract_solution, extract_teaching, is_correct
 from grpo_mcore.teaching.student import StudentWork
-from grpo_mcore.teaching.text import extract_solution, extract_teaching, is_correct
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,14 @@ class Attempt:
     approach: str
 
     @property
+    def solutions(self) -> list[str]:
+        """What the unaided answers give as their solutions."""
+        return [extract_solution(baseline) for baseline in self.baselines]
+
+    @property
     def accuracy(self) -> float:
         """Share of the unaided answers that are right."""
-        right = [is_correct(extract_solution(b), self.question.answer) for b in self.baselines]
+        right = [is_correct(solution, self.question.answer) for solution in self.solutions]
         return sum(right) / len(right)
 
 

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from grpo_mcore import device
 from grpo_mcore.config import TeacherGRPOConfig
+from grpo_mcore.data.text import fill
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import Mailbox
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Request, request_seed
-from grpo_mcore.teaching.text import fill
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class LocalStudent(Student):
 
     def __init__(self, pool: RolloutPool, tokenizer: Tokenizer, config: TeacherGRPOConfig):
         super().__init__(pool, tokenizer, config)
-        self.sleeps = not config.disable_student_offloading
+        self.sleeps = device.is_cuda() and not config.disable_student_offloading
 
     def close(self) -> None:
         """Nothing to tell: the student's engines end with the trainer's."""

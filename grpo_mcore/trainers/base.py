@@ -21,9 +21,8 @@ def check_output_dir(config: TrainingConfig, resume: bool) -> None:
     if resume and checkpoint is None:
         raise ConfigError(f"resume=true: output_dir={directory} holds no checkpoint")
     if not resume and (directory / "metrics.jsonl").exists():
-        raise ConfigError(
-            f"output_dir={directory}: holds an earlier run; choose another, or resume=true to go on"
-        )
+        how = "or resume=true to go on" if checkpoint else "or remove it: it has no checkpoint"
+        raise ConfigError(f"output_dir={directory}: holds an earlier run; choose another, {how}")
     if resume and checkpoint > config.max_steps:
         raise ConfigError(
             f"max_steps={config.max_steps}: the checkpoint in {directory} is at step {checkpoint}"

@@ -10,15 +10,16 @@ from pathlib import Path
 from grpo_mcore import device
 from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig, TrainingConfig
 from grpo_mcore.data.questions import Question, load_questions
+from grpo_mcore.data.text import fields_of, fill
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.models.build import DTYPES
+from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.hf_files import INDEX, SINGLE
-from grpo_mcore.models.shape import ModelShape, read_shape
+from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.objectives.advantages import SCALES
 from grpo_mcore.objectives.grpo import LOSS_TYPES
 from grpo_mcore.parallel.auto_layout import fit_roles
 from grpo_mcore.parallel.grid import Layout
-from grpo_mcore.teaching.text import fields_of, fill
 from grpo_mcore.training.optimizer import SCHEDULES
 
 FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
@@ -65,14 +66,11 @@ def check_job(config: TeacherGRPOConfig, world_size: int) -> Job:
     Raises:
         ConfigError: for the first setting found that cannot work.
     """
-    check_training(config)
-    _check_numbers(config)
-    _check_templates(config)
-    shapes = {}
-    for role in ("teacher", "student"):
-        model = getattr(config, role)
-        check_model(role, model)
-        shapes[role] = read_shape(f"{role}.path", model.path)
+    check_settings(config)
+    shapes = {
+        role: read_shape(f"{role}.path", getattr(config, role).path)
+        for role in ("teacher", "student")
+    }
     placement, layouts = _choose_layouts(config, shapes, world_size)
     engines = {role: _engines(config, role, layouts[role], shapes[role]) for role in layouts}
     train = load_questions(config.data, "data.train", config.data.train, config.data.train_split)
@@ -94,6 +92,19 @@ def check_job(config: TeacherGRPOConfig, world_size: int) -> Job:
         placement, layouts, shapes, tokenizers, train, held_out, dropped + more,
         Lengths(*(max(pair) for pair in zip(train_lengths, eval_lengths, strict=True))), engines,
     )  # fmt: skip
+
+
+def check_settings(config: TeacherGRPOConfig) -> None:
+    """The checks that need no file, and so can precede even the making of models.
+
+    Raises:
+        ConfigError: for the first setting found that cannot work.
+    """
+    check_training(config)
+    _check_numbers(config)
+    _check_templates(config)
+    for role in ("teacher", "student"):
+        check_model(role, getattr(config, role))
 
 
 def _load_tokenizer(role: str, path: str) -> Tokenizer:
@@ -121,6 +132,13 @@ def check_training(config: TrainingConfig) -> None:
             f"min_learning_rate={config.min_learning_rate}: must be between 0 and "
             f"learning_rate={config.learning_rate}"
         )
+    if config.lr_scheduler_type == "constant":
+        for key in ("stable_steps", "min_learning_rate"):
+            if getattr(config, key):
+                raise ConfigError(
+                    f"{key}={getattr(config, key)}: has no meaning with "
+                    "lr_scheduler_type=constant; choose linear or cosine"
+                )
 
 
 def check_model(key: str, model: ModelConfig) -> None:

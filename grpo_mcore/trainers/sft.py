@@ -5,7 +5,7 @@ from pathlib import Path
 
 from grpo_mcore.config import ConfigError, SFTConfig
 from grpo_mcore.data.tokenizer import Tokenizer
-from grpo_mcore.models.shape import read_shape
+from grpo_mcore.models.families import read_shape
 from grpo_mcore.objectives.sft import sft_loss
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import join, world_size

@@ -14,6 +14,7 @@ import torch
 
 from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.data.questions import questions_of_step
+from grpo_mcore.data.text import extract_solution
 from grpo_mcore.models.build import load_model
 from grpo_mcore.objectives.advantages import group_advantages
 from grpo_mcore.objectives.agreement import agreement_sums
@@ -64,8 +65,9 @@ class TeacherGRPOTrainer:
 
         Args:
             reward_funcs: (prompts, completions, **columns) -> list of floats; the columns are the
-                dataset's and `questions`, `ground_truths`, `baseline_solutions`, `solutions`,
-                `student_approaches`, `teachings`, `teaching_tokens`. Default:
+                dataset's and `questions`, `ground_truths`, the student's extracted
+                `baseline_solutions` (a list each) and `solutions` and its whole `baseline_answers`
+                and `answers`, `student_approaches`, `teachings`, `teaching_tokens`. Default:
                 AdaptiveTeachingReward.
 
         Raises:
@@ -231,12 +233,15 @@ class TeacherLoop:
     def score(self, step: int, guidance: list[Guidance], lessons: list[Lesson]) -> torch.Tensor:
         """Each lesson's reward, computed once and shared by all ranks."""
         questions = [lesson.attempt.question for lesson in lessons]
-        columns = {name: [q.columns[name] for q in questions] for name in questions[0].columns}
+        names = questions[0].columns.keys() - {"prompts", "completions"}
+        columns = {name: [q.columns[name] for q in questions] for name in names}
         columns |= {
             "questions": [q.text for q in questions],
             "ground_truths": [q.answer for q in questions],
-            "baseline_solutions": [lesson.attempt.baselines for lesson in lessons],
-            "solutions": [lesson.answer for lesson in lessons],
+            "baseline_solutions": [lesson.attempt.solutions for lesson in lessons],
+            "solutions": [extract_solution(lesson.answer) for lesson in lessons],
+            "baseline_answers": [lesson.attempt.baselines for lesson in lessons],
+            "answers": [lesson.answer for lesson in lessons],
             "student_approaches": [lesson.attempt.approach for lesson in lessons],
             "teachings": [lesson.teaching for lesson in lessons],
             "teaching_tokens": [lesson.teaching_tokens for lesson in lessons],
@@ -245,7 +250,7 @@ class TeacherLoop:
         def rewards() -> list[float]:
             prompts = [self.tokenizer.decode(g.prompt) for g in guidance]
             texts = [lesson.guidance for lesson in lessons]
-            return call_rewards(self.reward, step + 1, prompts, texts, **columns)
+            return call_rewards(self.reward, step + 1, prompts, texts, columns)
 
         return torch.tensor(self.role.once(rewards))
 

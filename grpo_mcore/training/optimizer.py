@@ -38,24 +38,28 @@ def build_optimizer(
 
 
 def schedule(config: TrainingConfig) -> dict:
-    """OptimizerParamScheduler's arguments; its steps are optimizer steps."""
+    """OptimizerParamScheduler's arguments. Its step n (from 1) is taken before update n, so decay
+    ends one step after the last update, which is thus not lost at the minimum rate."""
     style, stable = config.lr_scheduler_type, config.stable_steps
     arguments = {
         "init_lr": 0.0,
         "max_lr": config.learning_rate,
         "min_lr": config.min_learning_rate,
         "lr_warmup_steps": config.warmup_steps,
-        "lr_decay_steps": max(config.max_steps, config.warmup_steps + 1),
+        "lr_decay_steps": max(config.max_steps, config.warmup_steps) + 1,
         "lr_decay_style": style,
         "start_wd": config.weight_decay,
         "end_wd": config.weight_decay,
         "wd_incr_steps": config.max_steps,
         "wd_incr_style": "constant",
+        # A resumed run takes the step from the checkpoint and the rest from its own settings.
+        "use_checkpoint_opt_param_scheduler": False,
+        "override_opt_param_scheduler": True,
     }
     if style != "constant" and stable:
         arguments |= {
             "lr_decay_style": "WSD",
             "lr_wsd_decay_style": style,
-            "wsd_decay_steps": max(1, config.max_steps - config.warmup_steps - stable),
+            "wsd_decay_steps": max(1, config.max_steps + 1 - config.warmup_steps - stable),
         }
     return arguments

@@ -75,4 +75,8 @@ def make_plan(
             held.append(entry)
         if held:
             buckets.append(Bucket(stage, tuple(held)))
+    planned = {e.name for b in buckets for e in b.entries}
+    left_out = sorted(rules.keys() - planned - ({"output_layer.weight"} if shape.tied else set()))
+    if left_out:
+        raise ValueError(f"no pipeline stage holds {left_out[0]}")
     return Plan(tuple(buckets), {e.name: rules[e.name] for b in buckets for e in b.entries})

@@ -5,10 +5,11 @@ from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 
 from grpo_mcore import device
+from grpo_mcore.errors import KnownError
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.groups import Role
+from grpo_mcore.rollout.bucket import Receipt, checksum, pack, packed_bytes, shared_buffer
 from grpo_mcore.rollout.pool import RolloutPool
-from grpo_mcore.weights.bucket import checksum, pack, packed_bytes, shared_buffer
 from grpo_mcore.weights.gather import stream_tensors
 from grpo_mcore.weights.plan import make_plan
 
@@ -16,7 +17,7 @@ TENSORS_A_PARAMETER = 3
 """The most Hugging Face tensors one Megatron parameter becomes (query, key and value)."""
 
 
-class SyncError(RuntimeError):
+class SyncError(KnownError, RuntimeError):
     """An engine's weights differ from the trainer's; the text names the first such tensor."""
 
 
@@ -96,13 +97,18 @@ class WeightSync:
         return ("memory", self.path), pack(tensors, self.buffer)
 
 
-def first_difference(sent: dict[str, str], received: list[dict[str, str]]) -> str | None:
-    """Names the first tensor whose checksum differs on some worker; None when all agree."""
-    for worker, checksums in enumerate(received):
+def first_difference(sent: dict[str, str], receipts: list[Receipt]) -> str | None:
+    """Names the first tensor that some worker lacks or has otherwise, or the first parameter of a
+    worker that nothing was loaded into; None when every worker holds all that was sent."""
+    if not receipts:
+        return "no worker received anything"
+    for worker, receipt in enumerate(receipts):
         for name, expected in sent.items():
-            if checksums.get(name) != expected:
+            if receipt.checksums.get(name) != expected:
                 return (
-                    f"tensor {name} is {checksums.get(name, 'missing')} on worker {worker}, "
-                    f"{expected} in the trainer"
+                    f"tensor {name} is {receipt.checksums.get(name, 'missing')} on worker "
+                    f"{worker}, {expected} in the trainer"
                 )
+        if receipt.not_loaded:
+            return f"parameter {receipt.not_loaded[0]} of worker {worker} was given no weights"
     return None

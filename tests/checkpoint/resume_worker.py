@@ -1,6 +1,6 @@
 """Trains, saves, goes on; then loads into a fresh policy and goes on again: both must be equal.
 
-torchrun --nproc-per-node 4 resume_worker.py MODEL DIRECTORY
+torchrun --nproc-per-node 4 resume_worker.py MODELS DIRECTORY
 """
 
 import sys
@@ -10,7 +10,7 @@ import torch
 
 from grpo_mcore.checkpoint.run import load_checkpoint, save_checkpoint
 from grpo_mcore.config import ModelConfig, TrainingConfig
-from grpo_mcore.models.shape import read_shape
+from grpo_mcore.models.families import read_shape
 from grpo_mcore.objectives.sft import sft_loss
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import join
@@ -20,11 +20,14 @@ from grpo_mcore.weights.gather import stream_tensors
 from grpo_mcore.weights.plan import make_plan
 
 CASES = {
-    "plain": ("float32", False),
-    "distributed": ("float32", True),
-    "distributed_bf16": ("bfloat16", True),
+    "plain": ("llama_tied", "float32", False),
+    "plain_odd": ("qwen3_tied", "float32", False),
+    "distributed": ("llama_tied", "float32", True),
+    "distributed_odd": ("qwen3_tied", "float32", True),
+    "distributed_bf16": ("llama_tied", "bfloat16", True),
 }
-"""Name -> weights' type, distributed optimizer."""
+"""Name -> model, weights' type, distributed optimizer. Sizes of the odd one are no multiples of
+64."""
 
 
 def batch(step: int):
@@ -54,13 +57,13 @@ def weights(policy: Policy, shape) -> dict:
 
 
 def main() -> None:
-    model_path, directory = sys.argv[1], Path(sys.argv[2])
-    shape = read_shape("model.path", model_path)
+    models, directory = Path(sys.argv[1]), Path(sys.argv[2])
     layout = Layout(tensor=1, pipeline=2, data=2)
     with join({"policy": layout}, "colocated", 120) as world:
         role = world.roles["policy"]
-        for name, (dtype, distributed) in CASES.items():
-            model = ModelConfig(model_path, dtype=dtype)
+        for name, (family, dtype, distributed) in CASES.items():
+            model = ModelConfig(str(models / family), dtype=dtype)
+            shape = read_shape("model.path", model.path)
             config = TrainingConfig(
                 learning_rate=1e-2,
                 lr_scheduler_type="linear",

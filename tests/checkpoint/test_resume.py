@@ -13,7 +13,7 @@ from tests.end_to_end.conftest import run_command, torchrun
 def directory(tiny_models, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("checkpoints")
     worker = Path(__file__).with_name("resume_worker.py")
-    run_command(torchrun(4, worker, tiny_models / "llama_tied", directory))
+    run_command(torchrun(4, worker, tiny_models, directory))
     return directory
 
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from grpo_mcore.config import ConfigError
-from grpo_mcore.models.shape import read_shape
+from grpo_mcore.models.families import read_shape
 
 SIZES = {
     "vocab_size": 1000,

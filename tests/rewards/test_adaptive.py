@@ -4,7 +4,7 @@ import pytest
 
 from grpo_mcore.rewards import AdaptiveTeachingReward
 
-RIGHT, WRONG = "<solution> 42 </solution>", "<solution>41</solution>"
+RIGHT, WRONG = "42", "41"
 
 
 def rewards(baselines, solutions, tokens=None, **settings):
@@ -54,14 +54,13 @@ def test_words_of_the_teaching_are_counted_where_tokens_are_not_given():
     assert rewards([WRONG], [RIGHT]) == [pytest.approx(1 + 100 / 103)]
 
 
-def test_extracted_answers_count_as_whole_texts_do():
+def test_blanks_and_case_do_not_count():
     assert rewards([["41"], "42"], ["42", " 42 "], [100, 100]) == [1.5, 0.0]
 
 
 def test_performance_is_an_exact_match_but_for_case():
     evaluate = AdaptiveTeachingReward().evaluate_student_performance
     assert evaluate("question", "Forty-Two", "forty-two ") == 1.0
-    assert evaluate("question", "<solution>42</solution>", "42") == 1.0
     assert evaluate("question", "the answer is 42", "42") == 0.0
     assert evaluate("question", "<solution>42", "42") == 0.0
     assert evaluate("question", "", "42") == 0.0

@@ -12,7 +12,7 @@ PROMPTS, COMPLETIONS = ["p", "q"], ["a", "bb"]
 
 
 def call(function):
-    return call_rewards(function, 7, PROMPTS, COMPLETIONS, answers=["1", "2"])
+    return call_rewards(function, 7, PROMPTS, COMPLETIONS, {"answers": ["1", "2"]})
 
 
 def test_function_gets_prompts_completions_and_columns():
@@ -22,6 +22,11 @@ def test_function_gets_prompts_completions_and_columns():
 
     assert call(length_and_answer) == [2.0, 4.0]
     assert all(isinstance(reward, float) for reward in call(length_and_answer))
+
+
+def test_a_column_may_have_any_name():
+    found = call_rewards(lambda step, **_: step, 7, PROMPTS, COMPLETIONS, {"step": [0.5, 2.0]})
+    assert found == [0.5, 2.0]
 
 
 @pytest.mark.parametrize(

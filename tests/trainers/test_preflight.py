@@ -9,7 +9,7 @@ import pytest
 from grpo_mcore import device
 from grpo_mcore.config import ConfigError, DataConfig, ModelConfig, TeacherGRPOConfig
 from grpo_mcore.data.tokenizer import Tokenizer
-from grpo_mcore.models.shape import read_shape
+from grpo_mcore.models.families import read_shape
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.trainers.preflight import batch_misfit, check_job, why_not
 

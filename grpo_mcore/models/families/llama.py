@@ -1,6 +1,6 @@
 """Llama 2 and 3: the plain decoder that the other families vary."""
 
-from grpo_mcore.config.errors import ConfigError
+from grpo_mcore.errors import ConfigError
 from grpo_mcore.models.rules import QKV, Columns, GateUp, Replicated, Rule, VocabRows
 from grpo_mcore.models.shape import ModelShape
 

@@ -3,7 +3,7 @@
 import pytest
 
 from grpo_mcore.config import TemplatesConfig
-from grpo_mcore.teaching.text import (
+from grpo_mcore.data.text import (
     extract_solution,
     extract_teaching,
     fields_of,

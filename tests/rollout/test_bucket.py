@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_mcore.weights.bucket import (
+from grpo_mcore.rollout.bucket import (
     ALIGNMENT,
     checksum,
     open_buffer,
@@ -83,7 +83,7 @@ def test_another_process_reads_and_writes_the_shared_buffer():
     buffer, path = shared_buffer(SIZE)
     slots = pack(TENSORS, buffer)
     program = (
-        "from grpo_mcore.weights.bucket import Slot, checksum, open_buffer, unpack\n"
+        "from grpo_mcore.rollout.bucket import Slot, checksum, open_buffer, unpack\n"
         f"buffer = open_buffer({path!r}, {SIZE})\n"
         f"print([checksum(t) for t in unpack(buffer, {slots!r}).values()])\n"
         "buffer[0] += 1\n"

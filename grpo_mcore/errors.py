@@ -1,10 +1,18 @@
-"""The error a user's own setting causes."""
+"""Errors that explain themselves in one line; rooms derive their own from `KnownError`."""
 
 import difflib
 from collections.abc import Iterable
 
 
-class ConfigError(ValueError):
+class KnownError(Exception):
+    """An error whose text says what is wrong and where; the command line prints no traceback."""
+
+
+class PhaseTimeout(KnownError, RuntimeError):
+    """A named phase waited past its deadline."""
+
+
+class ConfigError(KnownError, ValueError):
     """A setting that cannot work: one line naming the key, its value and what would fit."""
 
 

@@ -5,6 +5,7 @@ that one dies; on a GPU it is device memory whose CUDA IPC handle travels.
 """
 
 import os
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,15 @@ class Slot:
     dtype: str
     shape: tuple[int, ...]
     offset: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What one worker got in a sync: each tensor's checksum by its Hugging Face name, and which of
+    the worker's own parameters nothing was loaded into."""
+
+    checksums: dict[str, str]
+    not_loaded: list[str]
 
 
 def pack(tensors: dict[str, Tensor], buffer: Tensor) -> list[Slot]:
@@ -52,11 +62,14 @@ def checksum(tensor: Tensor) -> str:
 
 
 def shared_buffer(size: int) -> tuple[Tensor, str]:
-    """A uint8 buffer of `size` bytes that another process of this user opens by the path given."""
+    """A uint8 buffer of `size` bytes that another process of this user opens by the path given, as
+    long as the buffer lives here."""
     descriptor = os.memfd_create("grpo_mcore_bucket")
     os.ftruncate(descriptor, size)
     path = f"/proc/{os.getpid()}/fd/{descriptor}"
-    return open_buffer(path, size), path
+    buffer = open_buffer(path, size)
+    weakref.finalize(buffer, os.close, descriptor)
+    return buffer, path
 
 
 def open_buffer(path: str, size: int) -> Tensor:
