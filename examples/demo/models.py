@@ -1,6 +1,6 @@
 """Random weights and data for the demo, in the formats any Hugging Face user has on disk.
 
-Both models have the Qwen2 shape, 0.33 M parameters. Two layers and two key-value heads divide by
+Both models have the Qwen2 shape, 0.44 M parameters. Two layers and two key-value heads divide by
 TP2 x PP2; a head size of 32 is the smallest that vLLM's CPU attention accepts.
 """
 

@@ -30,8 +30,9 @@ def fit_roles(
 ) -> tuple[str, Layout, Layout] | None:
     """Placement and layouts for `world_size` ranks.
 
-    With separate ranks the student takes about a quarter of them: it only generates, while the
-    teacher generates and trains. A single process carries both roles.
+    With separate ranks the teacher's model is split as little as can be; else the student takes
+    about a quarter of the ranks: it only generates, while the teacher generates and trains. A
+    single process carries both roles.
     """
     if placement == "auto":
         placement = "colocated" if world_size == 1 else "separate"
@@ -39,8 +40,9 @@ def fit_roles(
         pair = fit_role(world_size, teacher), fit_role(world_size, student)
         return (placement, *pair) if all(pair) else None
     wanted = max(1, world_size // 4)
-    for students in sorted(range(1, world_size), key=lambda s: (abs(s - wanted), s)):
+    fits = []
+    for students in range(1, world_size):
         pair = fit_role(world_size - students, teacher), fit_role(students, student)
         if all(pair):
-            return (placement, *pair)
-    return None
+            fits.append((pair[0].model_ranks, abs(students - wanted), students, pair))
+    return (placement, *min(fits)[-1]) if fits else None

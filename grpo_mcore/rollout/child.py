@@ -62,8 +62,8 @@ class Child:
         self.llm.reset_prefix_cache()
         return receipts
 
-    def sleep(self, level: int) -> None:
-        self.llm.sleep(level)
+    def sleep(self) -> None:
+        self.llm.sleep(level=1)
 
     def wake_up(self, tags: list[str]) -> None:
         self.llm.wake_up(tags)

@@ -90,23 +90,25 @@ class RolloutPool:
                 f"{self.role.name}: engines hold version {self.version}, trainer is at {version}"
             )
 
-    def sleep(self, level: int) -> None:
-        """Frees the engines' device memory until they are needed: level 1 keeps the weights in host
-        memory, level 2 drops them until the next sync. vLLM has this on GPUs only; on a CPU
-        nothing happens."""
+    def sleep(self) -> None:
+        """Frees the engines' device memory until they are needed; the weights wait in host memory.
+        vLLM has this on GPUs only; on a CPU nothing happens."""
         if device.is_cuda() and not self.asleep:
             if self.engine:
-                self.engine.call("sleep", level)
+                self.engine.call("sleep")
             self.asleep = set(WAKE_ORDER)
+            self.role.all_gather(None)  # an engine's workers use other ranks' devices too
 
     def wake(self, *parts: str) -> None:
         """Takes back the memory of `parts` that sleep."""
         sleeping = [part for part in parts if part in self.asleep]
         if sleeping:
             device.empty_cache()
+            self.role.all_gather(None)
             if self.engine:
                 self.engine.call("wake_up", sleeping)
             self.asleep -= set(sleeping)
+            self.role.all_gather(None)
 
     def collect_until(self, ticket: "Ticket") -> None:
         """Answers come in the order of their requests, so earlier tickets are filled on the way."""

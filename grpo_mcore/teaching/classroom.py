@@ -73,6 +73,7 @@ class Classroom:
                 for i, prompt in enumerate(prompts)
             ]
         )
+        self.pool.sleep()  # the student's engines or the trainer may need its device memory
         return [Guidance(*pair) for pair in zip(prompts, completions, strict=True)]
 
     def adaptive_prompt(self, attempt: Attempt) -> list[int]:

@@ -96,6 +96,11 @@ class Student:
             ]
         )
 
+    def rest(self) -> None:
+        """Frees the device memory of engines that share it with a teacher at work."""
+        if self.sleeps:
+            self.pool.sleep()
+
     def _request(self, prompt: str, max_tokens: int, seed: int) -> Request:
         tokens = self.tokenizer.encode_prompt(prompt)
         return Request(tokens, max_tokens, seed, self.config.student_temperature)
@@ -104,7 +109,7 @@ class Student:
         ticket = self.pool.submit(requests)
         if self.sleeps:
             ticket.result()
-            self.pool.sleep(1)
+            self.rest()
 
         def finish() -> StudentWork:
             generated = ticket.result()

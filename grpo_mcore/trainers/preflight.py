@@ -24,9 +24,6 @@ from grpo_mcore.training.optimizer import SCHEDULES
 
 FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-TRAINING_BYTES = 24
-"""Bytes for each parameter of a model in mixed-precision training: weight 2, gradient 4, master
-weight 4, Adam 8, reference 2, engine 2, and room for activations."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +249,7 @@ def _choose_layouts(
             asked["teacher"] in (None, layout)
             and not why_not(layout, shapes["teacher"])
             and not batch_misfit(sequences, config.per_device_train_batch_size, layout)
-            and _memory_fits(shapes["teacher"], layout)
+            and _memory_fits(shapes["teacher"], layout, config)
         ) or layout == asked["teacher"]
 
     def student_fits(layout: Layout) -> bool:
@@ -278,9 +275,14 @@ def _needed(placement: str, asked: dict[str, Layout | None], world_size: int) ->
     return f"; separate roles need {teacher.size} + {student.size} = {teacher.size + student.size}"
 
 
-def _memory_fits(shape: ModelShape, layout: Layout) -> bool:
+def _memory_fits(shape: ModelShape, layout: Layout, config: TeacherGRPOConfig) -> bool:
+    """Whether a device holds its share of a model in mixed-precision training: weight 2 bytes,
+    gradient 4, reference 2; master weight and Adam 12, sharded over data parallel ranks by the
+    distributed optimizer. A third of the device is left to activations and the engine's weights."""
     memory = device.total_memory()
-    return memory is None or shape.parameters * TRAINING_BYTES / layout.model_ranks <= memory
+    states = 12 / (layout.data if config.distributed_optimizer else 1)
+    each = 6 + (2 if config.beta else 0) + states
+    return memory is None or shape.parameters * each / layout.model_ranks <= memory * 2 / 3
 
 
 def _engines(config: TeacherGRPOConfig, role: str, layout: Layout, shape: ModelShape) -> int:

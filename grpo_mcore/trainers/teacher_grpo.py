@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from grpo_mcore import device
 from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.data.questions import questions_of_step
 from grpo_mcore.data.text import extract_solution
@@ -90,22 +91,24 @@ class TeacherGRPOTrainer:
         with join(job.layouts, job.placement, deadline) as world, ExitStack() as cleanup:
             if "teacher" in world.roles:
                 world.roles["teacher"].once(lambda: check_output_dir(config, config.resume))
-            pools = {name: start_engines(role, config, job) for name, role in world.roles.items()}
-            for pool in pools.values():
-                cleanup.callback(pool.close)
             student = None
             if "student" in world.roles:
-                student = ready_student(world.roles["student"], pools["student"], config, job)
+                pool = start_engines(world.roles["student"], config, job)
+                cleanup.callback(pool.close)
+                student = ready_student(world.roles["student"], pool, config, job)
             if "teacher" in world.roles:
-                return TeacherLoop(self, world, pools["teacher"], student).run()
+                pool = start_engines(world.roles["teacher"], config, job)
+                cleanup.callback(pool.close)
+                return TeacherLoop(self, world, pool, student).run()
             serve(student, world.roles["student"], world.mailbox)
             return {}
 
 
 def start_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> RolloutPool:
-    """Starts the role's engines, which load while this process builds its models."""
+    """Starts the role's engines. On a CPU they load while this process builds its models; on a GPU
+    it waits, because vLLM sizes its cache by the device memory it finds free."""
     model = getattr(config, role.name)
-    return RolloutPool(
+    pool = RolloutPool(
         role,
         model.path,
         model.dtype,
@@ -116,6 +119,9 @@ def start_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> RolloutPoo
         config.rollout,
         Path(config.output_dir) / "logs",
     )
+    if device.is_cuda():
+        pool.wait_until_ready()
+    return pool
 
 
 def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job) -> Student:
@@ -126,7 +132,9 @@ def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job:
     WeightSync(module, shape, role, pool, config.rollout.bucket_megabytes).push(FROZEN)
     release(module)
     kind = LocalStudent if job.placement == "colocated" else Student
-    return kind(pool, job.tokenizers["student"], config)
+    student = kind(pool, job.tokenizers["student"], config)
+    student.rest()
+    return student
 
 
 class TeacherLoop:
@@ -189,7 +197,6 @@ class TeacherLoop:
                 texts = self.classroom.texts(guidance)
                 lessons = self.classroom.teach(attempts, texts, f"step {step}")
             self.prefetch(step + 1)
-            self.pool.sleep(2)  # the sync will bring other weights
             training_since = time.time()
             with phases("reward"):
                 rewards = self.score(step, guidance, lessons)

@@ -1,5 +1,6 @@
 """The trained model: Megatron's DDP, optimizer and schedule around this rank's shard."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -31,7 +32,9 @@ class Policy:
         self.role, self.shape, self.config = role, shape, config
         self.version = 0
         self.dtype = DTYPES[model.dtype]
-        self.length_multiple = role.layout.tensor if model.sequence_parallel else 1
+        # Sequence parallelism splits sequences; FP8 products want tokens by 32 at most.
+        shards = role.layout.tensor if model.sequence_parallel else 1
+        self.length_multiple = math.lcm(shards, 32 if model.fp8 else 1)
         self.module = load_model(shape, model, role, config.seed)
         self.ddp = DistributedDataParallel(
             self.module.config,

@@ -121,7 +121,9 @@ def test_wrong_type_names_key_value_and_what_fits(override, expected):
 
 
 def test_unknown_experiment_lists_those_there_are():
-    assert refusal(experiment="nope") == "experiment=nope: choose one of demo, gsm8k_qwen2.5"
+    assert (
+        refusal(experiment="nope") == "experiment=nope: choose one of custom, demo, gsm8k_qwen2.5"
+    )
 
 
 @pytest.mark.parametrize("value", ["zz", "null", "{teacher: 2x1x1}"])

@@ -16,7 +16,7 @@ REFERENCE = "1x1x1"
 def output(job, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("layouts")
     worker = Path(__file__).with_name("layouts_worker.py")
-    run_command(torchrun(8, worker, directory, *job, "beta=0.04"), timeout=600)
+    run_command(torchrun(8, worker, directory, *job, "beta=0.04"), timeout=300)
     return directory
 
 
