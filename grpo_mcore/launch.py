@@ -7,6 +7,8 @@ torchrun ... examples/run_teacher_grpo.sh [...]     -> run(): one rank of the jo
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.config.compose import compose_config
 from grpo_mcore.errors import KnownError
 from grpo_mcore.parallel.world import is_rank_zero, world_size
+from grpo_mcore.rewards import RewardError
 
 CPU_EXPERIMENT, GPU_EXPERIMENT = "demo", "gsm8k_qwen2.5"
 SPEAKING_SECONDS = 5.0
@@ -100,20 +103,15 @@ def _number(variable: str, default: int) -> int:
     return int(value)
 
 
-class one_line_errors:
+@contextmanager
+def one_line_errors() -> Iterator[None]:
     """Turns errors that explain themselves into one line and exit code 1; others keep their
     traceback."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind, error, trace) -> None:
-        from grpo_mcore.rewards import RewardError
-
-        if not isinstance(error, KnownError):
-            return
-        # Every rank finds a wrong setting; one of them says so, and is given the time to before
-        # torchrun, seeing another rank gone, ends it.
+    try:
+        yield
+    except KnownError as error:
+        # What every rank finds, one of them says, and is given the time to before torchrun, seeing
+        # another rank gone, ends it.
         if is_rank_zero() or not isinstance(error, (ConfigError, RewardError)):
             print(f"error: {error}", file=sys.stderr, flush=True)
         elif world_size() > 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 from grpo_mcore import device
 from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig, TrainingConfig
 from grpo_mcore.data.questions import Question, load_questions
-from grpo_mcore.data.text import fields_of, fill
+from grpo_mcore.data.text import fields_of
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.models.build import DTYPES
 from grpo_mcore.models.families import read_shape
@@ -18,20 +18,13 @@ from grpo_mcore.models.hf_files import INDEX, SINGLE
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.objectives.advantages import SCALES
 from grpo_mcore.objectives.grpo import LOSS_TYPES
-from grpo_mcore.parallel.auto_layout import fit_roles
 from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.trainers.layouts import choose_layouts, count_engines
+from grpo_mcore.trainers.lengths import Lengths, fit_lengths
 from grpo_mcore.training.optimizer import SCHEDULES
 
 FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Longest sequence, prompt and completion, that an engine can meet."""
-
-    teacher: int
-    student: int
 
 
 @dataclass(frozen=True)
@@ -68,8 +61,8 @@ def check_job(config: TeacherGRPOConfig, world_size: int) -> Job:
         role: read_shape(f"{role}.path", getattr(config, role).path)
         for role in ("teacher", "student")
     }
-    placement, layouts = _choose_layouts(config, shapes, world_size)
-    engines = {role: _engines(config, role, layouts[role], shapes[role]) for role in layouts}
+    placement, layouts = choose_layouts(config, shapes, world_size)
+    engines = {role: count_engines(config, role, layouts[role], shapes[role]) for role in layouts}
     train = load_questions(config.data, "data.train", config.data.train, config.data.train_split)
     held_out = []
     if config.data.eval:
@@ -80,8 +73,8 @@ def check_job(config: TeacherGRPOConfig, world_size: int) -> Job:
     for role in shapes:
         check_weights(f"{role}.path", getattr(config, role).path)
     tokenizers = {role: _load_tokenizer(role, getattr(config, role).path) for role in shapes}
-    train, dropped, train_lengths = _fit_lengths(config, "data.train", train, shapes, tokenizers)
-    held_out, more, eval_lengths = _fit_lengths(config, "data.eval", held_out, shapes, tokenizers)
+    train, dropped, train_lengths = fit_lengths(config, "data.train", train, shapes, tokenizers)
+    held_out, more, eval_lengths = fit_lengths(config, "data.eval", held_out, shapes, tokenizers)
     for source, kept in ((config.data.train, train), (config.data.eval, held_out)):
         if source and not kept:
             raise ConfigError(f"data.overlong=drop: every question of {source} is too long")
@@ -153,33 +146,6 @@ def check_weights(key: str, path: str) -> None:
         raise ConfigError(f"{key}={path}: no weights there ({SINGLE} or {INDEX})")
 
 
-def why_not(layout: Layout, shape: ModelShape) -> str | None:
-    """Why a model of `shape` cannot be split by `layout`; None where it can."""
-    if shape.heads % layout.tensor:
-        return f"{shape.heads} attention heads do not divide by tensor parallel {layout.tensor}"
-    if shape.groups % layout.tensor:
-        return f"{shape.groups} key-value heads do not divide by tensor parallel {layout.tensor}"
-    if shape.ffn % layout.tensor:
-        return f"feed-forward size {shape.ffn} does not divide by tensor parallel {layout.tensor}"
-    if shape.layers < layout.pipeline:
-        return f"{shape.layers} layers are fewer than {layout.pipeline} pipeline stages"
-    if shape.layers % layout.pipeline:
-        return f"{shape.layers} layers do not divide by {layout.pipeline} pipeline stages"
-    return None
-
-
-def batch_misfit(sequences: int, micro_batch: int, layout: Layout) -> str | None:
-    """Why `sequences` cannot be dealt to the layout's data parallel ranks in micro-batches."""
-    if sequences % layout.data:
-        return f"the batch of {sequences} sequences does not divide by data parallel {layout.data}"
-    if (sequences // layout.data) % micro_batch:
-        return (
-            f"a data parallel rank's {sequences // layout.data} sequences do not divide by "
-            f"per_device_train_batch_size={micro_batch}"
-        )
-    return None
-
-
 def _check_numbers(config: TeacherGRPOConfig) -> None:
     _choice("loss_type", config.loss_type, LOSS_TYPES)
     _choice("scale_rewards", config.scale_rewards, SCALES)
@@ -223,149 +189,6 @@ def _check_templates(config: TeacherGRPOConfig) -> None:
         missing = fields - fields_of(getattr(config.templates, name))
         if missing:
             raise ConfigError(f"templates.{name}: lacks {{{sorted(missing)[0]}}}")
-
-
-def _choose_layouts(
-    config: TeacherGRPOConfig, shapes: dict[str, ModelShape], world_size: int
-) -> tuple[str, dict[str, Layout]]:
-    sequences = config.num_prompts_per_step * config.num_generations
-    asked = {
-        role: None if text == "auto" else Layout.parse(f"layout.{role}", text)
-        for role, text in (("teacher", config.layout.teacher), ("student", config.layout.student))
-    }
-    for role, layout in asked.items():
-        if layout and (reason := why_not(layout, shapes[role])):
-            raise ConfigError(f"layout.{role}={layout}: {reason}")
-    if asked["teacher"] and (
-        reason := batch_misfit(sequences, config.per_device_train_batch_size, asked["teacher"])
-    ):
-        raise ConfigError(
-            f"layout.teacher={asked['teacher']}: {reason} (num_prompts_per_step="
-            f"{config.num_prompts_per_step} x num_generations={config.num_generations})"
-        )
-
-    def teacher_fits(layout: Layout) -> bool:
-        return (
-            asked["teacher"] in (None, layout)
-            and not why_not(layout, shapes["teacher"])
-            and not batch_misfit(sequences, config.per_device_train_batch_size, layout)
-            and _memory_fits(shapes["teacher"], layout, config)
-        ) or layout == asked["teacher"]
-
-    def student_fits(layout: Layout) -> bool:
-        return asked["student"] in (None, layout) and not why_not(layout, shapes["student"])
-
-    chosen = fit_roles(world_size, config.layout.placement, teacher_fits, student_fits)
-    if chosen is None:
-        raise ConfigError(
-            f"layout.teacher={config.layout.teacher} layout.student={config.layout.student} "
-            f"layout.placement={config.layout.placement}: does not fit {world_size} processes"
-            + _needed(config.layout.placement, asked, world_size)
-        )
-    placement, teacher, student = chosen
-    return placement, {"teacher": teacher, "student": student}
-
-
-def _needed(placement: str, asked: dict[str, Layout | None], world_size: int) -> str:
-    teacher, student = asked["teacher"], asked["student"]
-    if not teacher or not student:
-        return "; no layout of this size divides heads, layers and batch, and fits the memory"
-    if placement == "colocated":
-        return f"; colocated roles need {teacher.size} and {student.size} processes to be equal"
-    return f"; separate roles need {teacher.size} + {student.size} = {teacher.size + student.size}"
-
-
-def _memory_fits(shape: ModelShape, layout: Layout, config: TeacherGRPOConfig) -> bool:
-    """Whether a device holds its share of a model in mixed-precision training: weight 2 bytes,
-    gradient 4, reference 2; master weight and Adam 12, sharded over data parallel ranks by the
-    distributed optimizer. A third of the device is left to activations and the engine's weights."""
-    memory = device.total_memory()
-    states = 12 / (layout.data if config.distributed_optimizer else 1)
-    each = 6 + (2 if config.beta else 0) + states
-    return memory is None or shape.parameters * each / layout.model_ranks <= memory * 2 / 3
-
-
-def _engines(config: TeacherGRPOConfig, role: str, layout: Layout, shape: ModelShape) -> int:
-    """How many engines serve the role; 0 in the settings leaves the choice to us."""
-    tensor = getattr(config.rollout, f"{role}_tensor_parallel")
-    key = f"rollout.{role}_tensor_parallel={tensor}"
-    if tensor < 1 or shape.heads % tensor:
-        raise ConfigError(f"{key}: {shape.heads} attention heads do not divide by it")
-    if shape.groups % tensor and tensor % shape.groups:
-        raise ConfigError(
-            f"{key}: {shape.groups} key-value heads neither divide by it nor it by them"
-        )
-    if device.is_cuda() and layout.size % tensor:
-        raise ConfigError(f"{key}: the role's {layout.size} devices do not divide by it")
-    asked = getattr(config.rollout, f"{role}_engines")
-    if asked == 0:
-        return layout.size // tensor if device.is_cuda() else 1
-    most = layout.size // tensor if device.is_cuda() else layout.size
-    if asked < 0 or asked > most or layout.size % asked:
-        raise ConfigError(
-            f"rollout.{role}_engines={asked}: must divide the role's {layout.size} ranks "
-            f"and be at most {most}"
-        )
-    return asked
-
-
-def _fit_lengths(
-    config: TeacherGRPOConfig,
-    key: str,
-    questions: list[Question],
-    shapes: dict[str, ModelShape],
-    tokenizers: dict[str, Tokenizer],
-) -> tuple[list[Question], int, tuple[int, int]]:
-    """Finds questions whose longest possible sequence exceeds a model's context.
-
-    Returns:
-        The questions kept, how many were dropped, and the longest (teacher, student) sequence.
-    """
-    kept, longest = [], (0, 0)
-    for question in questions:
-        needs = _sequence_lengths(config, question.text, tokenizers)
-        excess = [
-            f"{role}.path's context of {shapes[role].positions} tokens is less than the "
-            f"{need} that prompt and completion may need"
-            for role, need in needs.items()
-            if need > shapes[role].positions
-        ]
-        if excess and config.data.overlong == "error":
-            raise ConfigError(
-                f"{key}: row {question.row} is too long: {excess[0]}; shorten it, lower the "
-                "max_*_tokens settings, or set data.overlong=drop"
-            )
-        if not excess:
-            kept.append(question)
-            longest = (max(longest[0], needs["teacher"]), max(longest[1], needs["student"]))
-    return kept, len(questions) - len(kept), longest
-
-
-def _sequence_lengths(
-    config: TeacherGRPOConfig, question: str, tokenizers: dict[str, Tokenizer]
-) -> dict[str, int]:
-    """The most tokens each model may have to hold for `question`. Text that one model writes for
-    another is cut to the writer's limit in the reader's tokens, which bounds it here."""
-    templates = config.templates
-
-    def prompt(role: str, template: str, **fields: str) -> int:
-        return len(tokenizers[role].encode_prompt(fill(template, question=question, **fields)))
-
-    joints = 2  # tokens may split otherwise where the text is put into the template
-    return {
-        "teacher": prompt("teacher", templates.adaptive, approach="")
-        + config.max_probe_tokens
-        + config.max_completion_length
-        + joints,
-        "student": max(
-            prompt("student", templates.baseline) + config.max_answer_tokens,
-            prompt("student", templates.diagnostic) + config.max_probe_tokens,
-            prompt("student", templates.with_teaching, teaching="")
-            + config.max_completion_length
-            + config.max_answer_tokens
-            + joints,
-        ),
-    }
 
 
 def _choice(key: str, value, known) -> None:

@@ -10,13 +10,8 @@ from grpo_mcore.objectives.sft import sft_loss
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import join, world_size
 from grpo_mcore.report.progress import Progress
-from grpo_mcore.trainers.preflight import (
-    batch_misfit,
-    check_model,
-    check_training,
-    check_weights,
-    why_not,
-)
+from grpo_mcore.trainers.layouts import batch_misfit, why_not
+from grpo_mcore.trainers.preflight import check_model, check_training, check_weights
 from grpo_mcore.training.batch import Batch, pad_batch
 from grpo_mcore.training.policy import Policy
 from grpo_mcore.weights.export import export_model

@@ -66,10 +66,10 @@ def clean_environment() -> dict[str, str]:
     return environment
 
 
-def torchrun(processes: int, *arguments, nodes: str = "--standalone") -> list:
+def torchrun(processes: int, *arguments) -> list:
     """A torchrun command on this machine."""
     command = [sys.executable, "-m", "torch.distributed.run"]
-    return [*command, nodes, f"--nproc-per-node={processes}", *arguments]
+    return [*command, "--standalone", f"--nproc-per-node={processes}", *arguments]
 
 
 def records(directory: Path, name: str = "metrics") -> list[dict]:

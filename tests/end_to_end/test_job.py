@@ -4,8 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -104,24 +106,28 @@ def test_an_earlier_run_is_not_written_over(finished, job):
 
 
 def test_two_nodes(job, tmp_path):
-    """Two torchrun agents: the teacher's process on one, the student's on the other."""
+    """The script started on each: the teacher's process on one, the student's on the other. With
+    weights in bfloat16."""
     overrides = [*job, "max_steps=1", "data.eval=null", f"output_dir={tmp_path / 'run'}"]
+    overrides += ["teacher.dtype=bfloat16", "student.dtype=bfloat16"]
+    nodes = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731"}
     agents = [
         subprocess.Popen(
-            torchrun(
-                1, f"--node-rank={node}", "--master-addr=127.0.0.1", "--master-port=29731",
-                str(SCRIPT), *overrides, nodes="--nnodes=2",
-            ),
-            cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            ["bash", SCRIPT, *overrides],
+            cwd=ROOT,
+            env=clean_environment() | nodes | {"NODE_RANK": str(node), "NPROC_PER_NODE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         for node in (0, 1)
-    ]  # fmt: skip
+    ]
     outputs = [agent.communicate(timeout=280)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     assert "separate: teacher 1x1x1" in outputs[0]
     assert "step    1" in outputs[0] and "step    1" not in outputs[1]
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+    assert 1 <= records(tmp_path / "run")[0]["sampling/mismatch"] < 1.02
 
 
 def test_a_wrong_setting_ends_every_rank_with_one_line(job):
@@ -137,6 +143,16 @@ def test_started_by_bash_a_wrong_setting_prints_nothing_else(job):
     assert output.splitlines() == [
         "error: num_generation: unknown configuration key; did you mean num_generations?"
     ]
+
+
+def processes_with_files_under(directory: Path) -> list[psutil.Process]:
+    """What still runs of a job: its engines keep their logs open."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):
+            if any(f.path.startswith(str(directory)) for f in process.open_files()):
+                found.append(process)
+    return found
 
 
 REWARDS = {
@@ -167,6 +183,7 @@ def test_a_bad_reward_function_stops_the_run_with_its_name_and_step(job, tmp_pat
     output = run_command(command, fails=True)
     assert "reward function my_reward" in output
     assert "at step 1" in output
+    assert not processes_with_files_under(tmp_path / "run")
 
 
 SCRIPT_OF_TWO_TRAINERS = """

@@ -11,7 +11,8 @@ from grpo_mcore.config import ConfigError, DataConfig, ModelConfig, TeacherGRPOC
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.parallel.grid import Layout
-from grpo_mcore.trainers.preflight import batch_misfit, check_job, why_not
+from grpo_mcore.trainers.layouts import batch_misfit, why_not
+from grpo_mcore.trainers.preflight import check_job
 
 ROWS = [{"question": f"tom has {n} cards. how many?", "answer": str(n)} for n in range(6)]
 TEMPLATES = {

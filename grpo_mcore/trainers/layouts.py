@@ -1,0 +1,123 @@
+"""Which layouts a model, a batch and a device allow, and the choice among them."""
+
+from grpo_mcore import device
+from grpo_mcore.config import ConfigError, TeacherGRPOConfig
+from grpo_mcore.models.shape import ModelShape
+from grpo_mcore.parallel.auto_layout import fit_roles
+from grpo_mcore.parallel.grid import Layout
+
+
+def why_not(layout: Layout, shape: ModelShape) -> str | None:
+    """Why a model of `shape` cannot be split by `layout`; None where it can."""
+    if shape.heads % layout.tensor:
+        return f"{shape.heads} attention heads do not divide by tensor parallel {layout.tensor}"
+    if shape.groups % layout.tensor:
+        return f"{shape.groups} key-value heads do not divide by tensor parallel {layout.tensor}"
+    if shape.ffn % layout.tensor:
+        return f"feed-forward size {shape.ffn} does not divide by tensor parallel {layout.tensor}"
+    if shape.layers < layout.pipeline:
+        return f"{shape.layers} layers are fewer than {layout.pipeline} pipeline stages"
+    if shape.layers % layout.pipeline:
+        return f"{shape.layers} layers do not divide by {layout.pipeline} pipeline stages"
+    return None
+
+
+def batch_misfit(sequences: int, micro_batch: int, layout: Layout) -> str | None:
+    """Why `sequences` cannot be dealt to the layout's data parallel ranks in micro-batches."""
+    if sequences % layout.data:
+        return f"the batch of {sequences} sequences does not divide by data parallel {layout.data}"
+    if (sequences // layout.data) % micro_batch:
+        return (
+            f"a data parallel rank's {sequences // layout.data} sequences do not divide by "
+            f"per_device_train_batch_size={micro_batch}"
+        )
+    return None
+
+
+def choose_layouts(
+    config: TeacherGRPOConfig, shapes: dict[str, ModelShape], world_size: int
+) -> tuple[str, dict[str, Layout]]:
+    """Placement and the layout of each role, as asked for or fitted to `world_size`.
+
+    Raises:
+        ConfigError: when what was asked for does not fit, or nothing does.
+    """
+    sequences = config.num_prompts_per_step * config.num_generations
+    asked = {
+        role: None if text == "auto" else Layout.parse(f"layout.{role}", text)
+        for role, text in (("teacher", config.layout.teacher), ("student", config.layout.student))
+    }
+    for role, layout in asked.items():
+        if layout and (reason := why_not(layout, shapes[role])):
+            raise ConfigError(f"layout.{role}={layout}: {reason}")
+    if asked["teacher"] and (
+        reason := batch_misfit(sequences, config.per_device_train_batch_size, asked["teacher"])
+    ):
+        raise ConfigError(
+            f"layout.teacher={asked['teacher']}: {reason} (num_prompts_per_step="
+            f"{config.num_prompts_per_step} x num_generations={config.num_generations})"
+        )
+
+    def teacher_fits(layout: Layout) -> bool:
+        return (
+            asked["teacher"] in (None, layout)
+            and not why_not(layout, shapes["teacher"])
+            and not batch_misfit(sequences, config.per_device_train_batch_size, layout)
+            and _memory_fits(shapes["teacher"], layout, config)
+        ) or layout == asked["teacher"]
+
+    def student_fits(layout: Layout) -> bool:
+        return asked["student"] in (None, layout) and not why_not(layout, shapes["student"])
+
+    chosen = fit_roles(world_size, config.layout.placement, teacher_fits, student_fits)
+    if chosen is None:
+        raise ConfigError(
+            f"layout.teacher={config.layout.teacher} layout.student={config.layout.student} "
+            f"layout.placement={config.layout.placement}: does not fit {world_size} processes"
+            + _needed(config.layout.placement, asked, world_size)
+        )
+    placement, teacher, student = chosen
+    return placement, {"teacher": teacher, "student": student}
+
+
+def _needed(placement: str, asked: dict[str, Layout | None], world_size: int) -> str:
+    teacher, student = asked["teacher"], asked["student"]
+    if not teacher or not student:
+        return "; no layout of this size divides heads, layers and batch, and fits the memory"
+    if placement == "colocated":
+        return f"; colocated roles need {teacher.size} and {student.size} processes to be equal"
+    return f"; separate roles need {teacher.size} + {student.size} = {teacher.size + student.size}"
+
+
+def _memory_fits(shape: ModelShape, layout: Layout, config: TeacherGRPOConfig) -> bool:
+    """Whether a device holds its share of a model in mixed-precision training: weight 2 bytes,
+    gradient 4, reference 2; master weight and Adam 12, sharded over data parallel ranks by the
+    distributed optimizer. A third of the device is left to activations and the engine's weights."""
+    memory = device.total_memory()
+    states = 12 / (layout.data if config.distributed_optimizer else 1)
+    each = 6 + (2 if config.beta else 0) + states
+    return memory is None or shape.parameters * each / layout.model_ranks <= memory * 2 / 3
+
+
+def count_engines(config: TeacherGRPOConfig, role: str, layout: Layout, shape: ModelShape) -> int:
+    """How many engines serve the role; 0 in the settings leaves the choice to us."""
+    tensor = getattr(config.rollout, f"{role}_tensor_parallel")
+    key = f"rollout.{role}_tensor_parallel={tensor}"
+    if tensor < 1 or shape.heads % tensor:
+        raise ConfigError(f"{key}: {shape.heads} attention heads do not divide by it")
+    if shape.groups % tensor and tensor % shape.groups:
+        raise ConfigError(
+            f"{key}: {shape.groups} key-value heads neither divide by it nor it by them"
+        )
+    if device.is_cuda() and layout.size % tensor:
+        raise ConfigError(f"{key}: the role's {layout.size} devices do not divide by it")
+    asked = getattr(config.rollout, f"{role}_engines")
+    if asked == 0:
+        return layout.size // tensor if device.is_cuda() else 1
+    most = layout.size // tensor if device.is_cuda() else layout.size
+    if asked < 0 or asked > most or layout.size % asked:
+        raise ConfigError(
+            f"rollout.{role}_engines={asked}: must divide the role's {layout.size} ranks "
+            f"and be at most {most}"
+        )
+    return asked
