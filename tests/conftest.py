@@ -22,7 +22,9 @@ def tiny_models(tmp_path_factory) -> Path:
     return root
 
 
-def write_family_model(directory: Path, config_class: type, tied: bool) -> None:
+def write_family_model(
+    directory: Path, config_class: type, tied: bool, positions: int = 128
+) -> None:
     """A random model of `config_class`. Its vocabulary divides by no tensor parallel size, and
     Qwen3's heads are together wider than its hidden states, which only that family may be."""
     import torch
@@ -39,7 +41,7 @@ def write_family_model(directory: Path, config_class: type, tied: bool) -> None:
         num_key_value_heads=2,
         head_dim=32,
         intermediate_size=160,
-        max_position_embeddings=128,
+        max_position_embeddings=positions,
         tie_word_embeddings=tied,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,

@@ -156,6 +156,8 @@ class TeacherGRPOConfig(TrainingConfig):
     """Tokens of one answer of the student."""
     temperature: float = 1.0
     top_p: float = 1.0
+    """Below 1 (or top_k above 0) the engine's log-probabilities are those of the tokens left in,
+    and `sampling/*` shows them apart from the trainer's, which are over all tokens."""
     top_k: int = 0
     student_temperature: float = 0.0
 

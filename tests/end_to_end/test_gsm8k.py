@@ -1,21 +1,24 @@
 """Real questions through all phases, with models of real shapes but random weights."""
 
 import json
-from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, Qwen2Config
 
+from tests.conftest import write_family_model
 from tests.end_to_end.conftest import ROOT, SCRIPT, records, run_command
 
 QUESTIONS = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
+FAMILIES = {"qwen2": Qwen2Config, "llama": LlamaConfig}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not QUESTIONS.exists(), reason="GSM8K questions are not on this machine")
 @pytest.mark.parametrize(("teacher", "student"), [("qwen2", "llama"), ("llama", "qwen2")])
 def test_gsm8k_goes_through_all_phases(tmp_path, teacher, student):
-    for family in (teacher, student):
-        _write_model(tmp_path / family, family)
+    for family, config in FAMILIES.items():
+        # The tokenizer is of bytes, so it takes any text, at several times the usual length.
+        write_family_model(tmp_path / family, config, tied=family == "qwen2", positions=4096)
     run = tmp_path / "run"
     overrides = [
         "experiment=gsm8k_qwen2.5",
@@ -53,28 +56,3 @@ def test_gsm8k_goes_through_all_phases(tmp_path, teacher, student):
     assert all(truth.lstrip("-").replace(".", "").isdigit() for truth in truths)
     config = json.loads((run / "final" / "config.json").read_text())
     assert config["model_type"] == teacher
-
-
-def _write_model(directory: Path, family: str) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
-
-    from examples.demo.tokenizer import build_tokenizer
-
-    tokenizer = build_tokenizer()  # of bytes, so it takes any text, at four times the length
-    config = {"qwen2": Qwen2Config, "llama": LlamaConfig}[family](
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=256,
-        max_position_embeddings=4096,
-        tie_word_embeddings=family == "qwen2",
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(1)
-    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)

@@ -149,7 +149,7 @@ def processes_with_files_under(directory: Path) -> list[psutil.Process]:
     """What still runs of a job: its engines keep their logs open."""
     found = []
     for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # gone, or not ours
             if any(f.path.startswith(str(directory)) for f in process.open_files()):
                 found.append(process)
     return found
