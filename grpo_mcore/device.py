@@ -7,7 +7,6 @@ Megatron itself stays unmodified. On a GPU `prepare()` only selects this process
 
 import functools
 import os
-import resource
 import sys
 import warnings
 from collections.abc import Callable
@@ -52,13 +51,6 @@ def synchronize() -> None:
     """Waits for the device, so that a clock read afterwards counts its work."""
     if is_cuda():
         torch.cuda.synchronize()
-
-
-def peak_memory() -> int:
-    """Peak bytes of this process: allocated device memory on a GPU, resident memory on a CPU."""
-    if is_cuda():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def total_memory() -> int | None:

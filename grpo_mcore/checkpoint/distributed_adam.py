@@ -2,7 +2,8 @@
 Transformer Engine nor Apex is installed. Without them it cannot load what it saved:
 
 1. it reads a step count from states that do not exist before the first step (AssertionError);
-2. it copies every state but finds no "step" among the loaded ones (KeyError);
+2. the "step" it copies with each loaded state is not the one that was saved, so a resumed run
+   differs from its second step on; the count in the parameter groups is right and is kept;
 3. it gives all parameters one tensor as their step count, which each of them then advances, so that
    Adam's step runs ahead without a word.
 """

@@ -1,6 +1,7 @@
 """Builds the Megatron model of one rank from a Hugging Face shape and loads its shard."""
 
 import re
+from functools import cache
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -131,6 +132,7 @@ def _layer_spec(shape: ModelShape, role: Role) -> ModuleSpec | TransformerBlockS
     )
 
 
+@cache
 def weight_rules(shape: ModelShape) -> dict[str, Rule]:
     """Rules by parameter name over all stages, as the layers of this device name them."""
     return FAMILIES[shape.family].rules(shape, fused_norms=device.uses_transformer_engine())
