@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 PIP    = $(VENV)/bin/python -m pip install -qq --no-deps --no-input --disable-pip-version-check
 PYTORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-all lint bench
+.PHONY: help setup demo test test-all test-gpu lint bench
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
 
@@ -23,6 +23,10 @@ test: $(READY) ## the quick tests
 
 test-all: $(READY) ## the slow tests too
 	@$(VENV)/bin/python -m pytest -m "not gpu"
+
+# An environment for GPUs is not made here (requirements/README.md says how): the one active is used.
+test-gpu: ## the tests of Transformer Engine and FP8, in the active environment of a GPU machine
+	@python -m pytest -m gpu -rs tests/gpu
 
 lint: $(READY) ## ruff
 	@$(VENV)/bin/ruff check .

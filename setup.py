@@ -23,15 +23,18 @@ setup(
         "megatron-core>=0.16.1,<0.17",  # 0.17 and later need Python 3.12
         "numpy>=2",
         "omegaconf>=2.3,<2.4",
+        "packaging",
+        "protobuf",  # transformers reads tokenizer.model with it
         "psutil",
         "safetensors",
+        "sentencepiece",
         "torch>=2.11",
         "tqdm",
         "transformers>=5,<5.20",  # the upper bound is vLLM's
         "xxhash",
     ],
     extras_require={
-        "gpu": ["transformer-engine[pytorch]", "vllm>=0.32,<0.33"],
+        "gpu": ["transformer-engine[pytorch]>=2.9", "vllm>=0.32,<0.33"],
         "trackers": ["mlflow", "tensorboard", "wandb"],
         "dev": ["hypothesis", "pytest", "pytest-timeout", "ruff", "trl==1.16.0"],
     },

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 
 import torch
@@ -19,6 +20,7 @@ MEGATRON_SERIES = "0.16."
 
 _FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "empty_like", "zeros_like")
 _prepared = False
+_transformer_engine_fault: str | None = None
 
 
 def is_cuda() -> bool:
@@ -58,35 +60,30 @@ def total_memory() -> int | None:
     return torch.cuda.get_device_properties(0).total_memory if is_cuda() else None
 
 
-def uses_transformer_engine() -> bool:
-    """Transformer Engine's layers are used wherever there is a GPU."""
-    return is_cuda()
+def compute_capability() -> tuple[int, int] | None:
+    """The GPU's architecture, such as (9, 0); None where there is no GPU."""
+    return torch.cuda.get_device_capability() if is_cuda() else None
 
 
-def transformer_overrides(fp8: str | None) -> dict:
-    """TransformerConfig fields that depend on the device (`fp8`: a recipe's name or None)."""
-    if not is_cuda():
-        return {
-            "use_cpu_initialization": True,
-            "gradient_accumulation_fusion": False,
-            "masked_softmax_fusion": False,
-            "bias_activation_fusion": False,
-            "bias_dropout_fusion": False,
-            "apply_rope_fusion": False,
-        }
-    overrides = {
-        # Needs Apex, which stays optional.
+def transformer_engine_fault() -> str | None:
+    """Why Transformer Engine cannot be used in this process; None where it can."""
+    prepare()
+    return _transformer_engine_fault
+
+
+def transformer_overrides() -> dict:
+    """TransformerConfig fields that depend on the device."""
+    return {
+        "use_cpu_initialization": not is_cuda(),
+        "bias_dropout_fusion": is_cuda(),
+        # These two need Apex, which stays optional.
         "gradient_accumulation_fusion": False,
-        # These two fusions compute in bf16 what the rollout engine computes in float32, and were
-        # found to cause most of the log-probability mismatch (NVIDIA-NeMo/RL issue 1801).
+        "masked_softmax_fusion": False,
+        # These two compute in bf16 what the rollout engine computes in float32, and were found to
+        # cause most of the log-probability mismatch (NVIDIA-NeMo/RL issue 1801).
         "bias_activation_fusion": False,
         "apply_rope_fusion": False,
-        "masked_softmax_fusion": True,
-        "bias_dropout_fusion": True,
     }
-    if fp8:
-        overrides |= {"fp8": "e4m3" if fp8 == "mxfp8" else "hybrid", "fp8_recipe": fp8}
-    return overrides
 
 
 def prepare() -> None:
@@ -95,16 +92,41 @@ def prepare() -> None:
     Raises:
         RuntimeError: on a CPU, when Megatron-Core is not of the series the bridge was made for.
     """
-    global _prepared
+    global _prepared, _transformer_engine_fault
     if _prepared:
         return
     # Megatron warns at every import of each optional package that is missing.
     warnings.filterwarnings("ignore", module="megatron")
     if is_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    else:
+    _transformer_engine_fault = _admit_transformer_engine()
+    if not is_cuda():
         _bridge_megatron_to_cpu()
+    elif _transformer_engine_fault:
+        _define_router_product()
     _prepared = True
+
+
+def _admit_transformer_engine() -> str | None:
+    """Imports Transformer Engine where it can be used; hides it and returns why where not.
+
+    Megatron takes only an ImportError for its absence: one that is half installed raises others and
+    would take Megatron down with it. A whole one has optimizers that work on GPUs alone.
+    """
+    if not is_cuda():
+        fault = "it needs an NVIDIA GPU, none is here"
+    else:
+        try:
+            import_module("transformer_engine.pytorch")
+            return None
+        except Exception as error:  # what is raised depends on what is missing
+            missing = getattr(error, "name", None) == "transformer_engine"
+            reason = " ".join(str(error).split())
+            fault = "it is not installed" if missing else f"it cannot be imported: {reason}"
+    for name in [n for n in sys.modules if n.partition(".")[0] == "transformer_engine"]:
+        del sys.modules[name]
+    sys.modules["transformer_engine"] = None  # makes its import a ModuleNotFoundError
+    return fault
 
 
 def _bridge_megatron_to_cpu() -> None:
@@ -166,3 +188,11 @@ def _repair_megatron() -> None:
 
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    _define_router_product()
+
+
+def _define_router_product() -> None:
+    """Names what the router of experts asks for; Megatron does with Transformer Engine only."""
+    from megatron.core.transformer.moe import moe_utils
+
+    moe_utils.te_general_gemm = None

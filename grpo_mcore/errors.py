@@ -12,6 +12,10 @@ class PhaseTimeout(KnownError, RuntimeError):
     """A named phase waited past its deadline."""
 
 
+class FilesError(KnownError, ValueError):
+    """Files of a model or checkpoint that are missing, damaged, or not what they should be."""
+
+
 class ConfigError(KnownError, ValueError):
     """A setting that cannot work: one line naming the key, its value and what would fit."""
 

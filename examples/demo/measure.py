@@ -90,10 +90,10 @@ class _TeacherEngine:
 
     def hold(self, path: str, version: int) -> None:
         model = ModelConfig(path=path, dtype=self.config.teacher.dtype)
-        module = load_model(self.shape, model, self.role, self.config.seed)
+        chunks = load_model(self.shape, model, self.role, self.config.seed)
         megabytes = self.config.rollout.bucket_megabytes
-        WeightSync(module, self.shape, self.role, self.pool, megabytes).push(version)
-        release(module)
+        WeightSync(chunks, self.shape, self.role, self.pool, megabytes).push(version)
+        release(chunks)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def load_checkpoint(policy: Policy, directory: Path) -> int:
     state = dist_checkpointing.load(
         _state(policy, step, is_loading=True), str(directory / f"iter_{step:07d}")
     )
-    policy.module.load_state_dict(state["model"])
+    policy.chunks[0].load_state_dict(state["model"])
     with torch.no_grad():  # it copies into parameters that want gradients
         policy.optimizer.load_state_dict(state["optimizer"])
     distributed_adam.after_loading(policy.optimizer)
@@ -85,7 +85,7 @@ def _state(policy: Policy, step: int, is_loading: bool) -> dict:
         "distrib_optim_sharding_type": "dp_reshardable",
     }
     with _data_parallel_rank(policy):
-        model = policy.module.sharded_state_dict(metadata=metadata)
+        model = policy.chunks[0].sharded_state_dict(metadata=metadata)
         optimizer = policy.optimizer.sharded_state_dict(
             model, is_loading=is_loading, metadata=metadata
         )

@@ -10,12 +10,25 @@ class ModelConfig:
     path: str = "???"
     dtype: str = "float32"
     """"float32" or "bfloat16"; of weights in training and in the engine."""
+    layers: str = "auto"
+    """"transformer_engine" (a GPU), "local" (Megatron's own) or "auto": the first on a GPU."""
     fp8: str | None = None
     """FP8 recipe of the training layers ("delayed", "tensorwise", "blockwise", "mxfp8"); GPU."""
+    fp8_param: bool = False
+    """Hold the layers' matrices in FP8 too; needs distributed_optimizer."""
+    bf16_layers_at_start: int = 0
+    """First layers that compute in bfloat16 all the same."""
+    bf16_layers_at_end: int = 0
+    """Last layers that do."""
     sequence_parallel: bool = False
     """Megatron's sequence parallelism over the tensor parallel ranks."""
-    recompute: bool = False
-    """Recompute activations in the backward pass (full, one layer at a time)."""
+    expert_parallel: int = 1
+    """Ranks that each hold a part of the experts; divides the layout's data parallel size."""
+    virtual_pipeline: int = 1
+    """Parts of the model each pipeline stage holds (the interleaved schedule, if above 1)."""
+    recompute: str | None = None
+    """Recompute activations in the backward pass: "full" (one layer at a time) or "selective"
+    (of attention, what lies between its projections)."""
 
 
 @dataclass
@@ -116,6 +129,8 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     distributed_optimizer: bool = False
     """Megatron's distributed optimizer: states sharded over data parallel ranks."""
+    optimizer_offload_fraction: float = 0.0
+    """Share of the optimizer's states and work kept on the CPU; needs distributed_optimizer."""
     per_device_train_batch_size: int = 8
     """Sequences in a micro-batch of one data parallel rank."""
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
 
 class Tokenizer:
@@ -11,7 +11,7 @@ class Tokenizer:
 
     def __init__(self, path: str):
         self.path = path
-        self.inner: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+        self.inner = _load(path)
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of `text` as a user's turn, or as plain text where the model has no template."""
@@ -49,3 +49,12 @@ class Tokenizer:
             declared = json.loads(file.read_text()).get("eos_token_id")
             ends |= set(declared if isinstance(declared, list) else [declared])
         return sorted(ends - {None})
+
+
+def _load(path: str) -> PreTrainedTokenizerBase:
+    files = {file.name for file in Path(path).iterdir()}
+    if "tokenizer.model" in files and not files & {"tokenizer.json", "tokenizer_config.json"}:
+        # SentencePiece's own file says neither that a start token comes first nor that a word at
+        # the start counts as one after a space, and transformers would then do neither.
+        return LlamaTokenizer.from_pretrained(path, add_bos_token=True)
+    return AutoTokenizer.from_pretrained(path)

@@ -4,6 +4,7 @@ Each rule reads one rank's shard (`shard`) and joins all shards back (`merge`); 
 of the other, bit for bit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +21,10 @@ class Reader(Protocol):
 
 
 class Rule(Protocol):
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The Hugging Face tensors the parameter is made of."""
+
     def shard(self, reader: Reader, rank: int, size: int) -> Tensor:
         """The shard of tensor parallel rank `rank` of `size`."""
 
@@ -29,9 +34,13 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Replicated:
-    """The same on every rank: norms."""
+    """The same on every rank: norms, and the router of a mixture of experts."""
 
     name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
 
     def shard(self, reader: Reader, rank: int, size: int) -> Tensor:
         return reader.read(self.name)
@@ -46,12 +55,16 @@ class Columns:
 
     name: str
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def shard(self, reader: Reader, rank: int, size: int) -> Tensor:
         width = reader.shape(self.name)[1] // size
         return reader.read(self.name, 1, rank * width, (rank + 1) * width)
 
     def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
-        return {self.name: torch.cat(shards, dim=1)}
+        return {self.name: _join(shards, dim=1)}
 
 
 @dataclass(frozen=True)
@@ -61,15 +74,20 @@ class VocabRows:
     name: str
     vocab: int
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
     def shard(self, reader: Reader, rank: int, size: int) -> Tensor:
         rows = -(-self.vocab // size)
         held = reader.read(
             self.name, 0, min(rank * rows, self.vocab), min((rank + 1) * rows, self.vocab)
         )
-        return torch.cat([held, held.new_zeros(rows - held.shape[0], held.shape[1])])
+        padding = rows - held.shape[0]
+        return torch.cat([held, held.new_zeros(padding, held.shape[1])]) if padding else held
 
     def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
-        return {self.name: torch.cat(shards)[: self.vocab]}
+        return {self.name: _join(shards)[: self.vocab]}
 
 
 @dataclass(frozen=True)
@@ -79,6 +97,10 @@ class GateUp:
     gate: str
     up: str
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.gate, self.up)
+
     def shard(self, reader: Reader, rank: int, size: int) -> Tensor:
         rows = reader.shape(self.gate)[0] // size
         return torch.cat(
@@ -87,7 +109,7 @@ class GateUp:
 
     def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
         gates, ups = zip(*(shard.chunk(2) for shard in shards), strict=True)
-        return {self.gate: torch.cat(gates), self.up: torch.cat(ups)}
+        return {self.gate: _join(gates), self.up: _join(ups)}
 
 
 @dataclass(frozen=True)
@@ -101,6 +123,10 @@ class QKV:
     queries_per_group: int
     head_dim: int
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.query, self.key, self.value)
+
     def shard(self, reader: Reader, rank: int, size: int) -> Tensor:
         held = self.groups // size
         parts = []
@@ -111,7 +137,7 @@ class QKV:
         return torch.cat(parts, dim=1).flatten(0, 1)
 
     def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
-        whole = torch.cat(shards)
+        whole = _join(shards)
         heads = [heads for _, heads in self._parts()]
         grouped = whole.view(self.groups, sum(heads) * self.head_dim, *whole.shape[1:])
         parts = grouped.split([h * self.head_dim for h in heads], dim=1)
@@ -121,3 +147,8 @@ class QKV:
 
     def _parts(self) -> list[tuple[str, int]]:
         return [(self.query, self.queries_per_group), (self.key, 1), (self.value, 1)]
+
+
+def _join(shards: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """The whole of `shards`; a single one is that already, and is not copied."""
+    return shards[0] if len(shards) == 1 else torch.cat(shards, dim=dim)

@@ -2,15 +2,24 @@
 
 from dataclasses import dataclass
 
+from grpo_mcore.models.rope import RopeScaling
+
 
 @dataclass(frozen=True)
 class ModelShape:
     """Sizes and variants of a decoder-only transformer.
 
     Attributes:
+        ffn: width of the feed-forward layers; of one expert in a mixture of experts.
         groups: key-value heads (query groups).
         positions: longest sequence, prompt and completion together.
-        rope_scaling: Llama 3's frequency scaling factor; None for plain rotary embeddings.
+        window: how many positions attention reaches, itself included; None: all before it.
+        experts: in each mixture-of-experts layer; 0: all layers are dense.
+        experts_per_token: how many of them a token is sent to.
+        weigh_all_experts: their weights are probabilities among all experts, and not renormalised
+            over those chosen.
+        dense_layers: layers of a mixture-of-experts model that have no experts, and `dense_ffn`,
+            their width.
     """
 
     family: str
@@ -25,9 +34,15 @@ class ModelShape:
     norm_eps: float
     rope_base: float
     tied: bool
-    rope_scaling: float | None = None
+    rope_scaling: RopeScaling | None = None
+    window: int | None = None
     qkv_bias: bool = False
     qk_norm: bool = False
+    experts: int = 0
+    experts_per_token: int = 0
+    weigh_all_experts: bool = False
+    dense_layers: tuple[int, ...] = ()
+    dense_ffn: int = 0
 
     def padded_vocab(self, tensor_parallel: int) -> int:
         """Vocabulary rounded up so that each tensor parallel rank holds the same number of rows."""
@@ -37,5 +52,13 @@ class ModelShape:
     def parameters(self) -> int:
         """Number of weights (biases and norms, a thousandth of it, left out)."""
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.groups)
-        layer = attention + 3 * self.hidden * self.ffn
-        return self.layers * layer + self.vocab * self.hidden * (1 if self.tied else 2)
+        feed_forward = 3 * self.hidden * self.ffn
+        if self.experts:
+            feed_forward = self.experts * (feed_forward + self.hidden)
+        dense = len(self.dense_layers) * 3 * self.hidden * self.dense_ffn
+        layers = self.layers * attention + (self.layers - len(self.dense_layers)) * feed_forward
+        return layers + dense + self.vocab * self.hidden * (1 if self.tied else 2)
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether layer `layer` (from 0) is a mixture of experts."""
+        return self.experts > 0 and layer not in self.dense_layers

@@ -31,15 +31,17 @@ class Role:
         along = layout.ranks_along
         pipelines = along("pipeline")
         tp, pp, dp = (groups.mine(along(d)) for d in ("tensor", "pipeline", "data"))
+        ep, expt_dp = (groups.mine(along(d)) for d in ("expert", "replica"))
         alone = groups.mine(along())
         model = groups.mine(along("tensor", "pipeline"))
         self.everyone = groups.mine(along("tensor", "pipeline", "data"))
         # Megatron reads None as "size 1" and torch as "everybody", so only groups that a rank may
         # truly be outside of are ever None.
         self.groups = ProcessGroupCollection(
-            tp=tp, pp=pp, dp=dp, cp=alone, ep=alone, mp=model,
-            tp_cp=tp, expt_tp=tp, tp_ep=tp, tp_ep_pp=model,
-            dp_cp=dp, intra_dp_cp=dp, expt_dp=dp, intra_expt_dp=dp,
+            tp=tp, pp=pp, dp=dp, cp=alone, ep=ep, mp=model,
+            tp_cp=tp, expt_tp=tp, tp_ep=groups.mine(along("tensor", "expert")),
+            tp_ep_pp=groups.mine(along("tensor", "expert", "pipeline")),
+            dp_cp=dp, intra_dp_cp=dp, expt_dp=expt_dp, intra_expt_dp=expt_dp,
             intra_dist_opt=self.everyone, tp_dp_cp=groups.mine(along("tensor", "data")),
             embd=groups.mine([sorted({p[0], p[-1]}) for p in pipelines]),
             pos_embd=groups.mine([[p[0]] for p in pipelines]),
@@ -58,6 +60,10 @@ class Role:
     @property
     def data_rank(self) -> int:
         return self.groups.dp.rank()
+
+    @property
+    def expert_rank(self) -> int:
+        return self.groups.ep.rank()
 
     @property
     def is_first_stage(self) -> bool:

@@ -17,6 +17,12 @@ class WeightReceiver:
         model = self.model_runner.model
         # A tied output layer is the embedding itself, and named once.
         self.not_loaded = {name for name, _ in model.named_parameters()}
+        if self.device.type == "cpu":
+            # With a kernel at hand vLLM takes experts for packed already, and would put them as
+            # they come where the kernel reads packed ones.
+            for layer in model.modules():
+                if getattr(getattr(layer, "quant_method", None), "moe_kernel", None):
+                    layer.quant_method.moe_kernel = None
         initialize_layerwise_reload(model)
         self.received: dict[str, str] = {}
 

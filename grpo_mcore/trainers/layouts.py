@@ -1,28 +1,56 @@
 """Which layouts a model, a batch and a device allow, and the choice among them."""
 
+from dataclasses import replace
+
 from grpo_mcore import device
-from grpo_mcore.config import ConfigError, TeacherGRPOConfig
+from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig
 from grpo_mcore.models.shape import ModelShape
+from grpo_mcore.models.transformer_engine import fp8_misfit
 from grpo_mcore.parallel.auto_layout import fit_roles
 from grpo_mcore.parallel.grid import Layout
 
 
-def why_not(layout: Layout, shape: ModelShape) -> str | None:
-    """Why a model of `shape` cannot be split by `layout`; None where it can."""
+def why_not(layout: Layout, shape: ModelShape, model: ModelConfig) -> str | None:
+    """Why `model`, which is of `shape`, cannot be split by `layout`; None where it can."""
+    parts = layout.pipeline * model.virtual_pipeline
     if shape.heads % layout.tensor:
         return f"{shape.heads} attention heads do not divide by tensor parallel {layout.tensor}"
     if shape.groups % layout.tensor:
         return f"{shape.groups} key-value heads do not divide by tensor parallel {layout.tensor}"
-    if shape.ffn % layout.tensor:
-        return f"feed-forward size {shape.ffn} does not divide by tensor parallel {layout.tensor}"
+    for ffn in {shape.ffn, shape.dense_ffn}:
+        if ffn % layout.tensor:
+            return f"feed-forward size {ffn} does not divide by tensor parallel {layout.tensor}"
     if shape.layers < layout.pipeline:
         return f"{shape.layers} layers are fewer than {layout.pipeline} pipeline stages"
-    if shape.layers % layout.pipeline:
-        return f"{shape.layers} layers do not divide by {layout.pipeline} pipeline stages"
-    return None
+    if model.virtual_pipeline > 1 and layout.pipeline == 1:
+        return f"virtual_pipeline={model.virtual_pipeline} needs more than one pipeline stage"
+    if model.virtual_pipeline > 1 and shape.layers % parts:
+        return (
+            f"{shape.layers} layers do not divide by {layout.pipeline} pipeline stages of "
+            f"virtual_pipeline={model.virtual_pipeline} parts"
+        )
+    if model.expert_parallel > 1 and not shape.experts:
+        return f"expert_parallel={model.expert_parallel}, but the model has no experts"
+    if shape.experts % model.expert_parallel:
+        return f"{shape.experts} experts do not divide by expert_parallel={model.expert_parallel}"
+    if layout.data % model.expert_parallel:
+        return (
+            f"data parallel {layout.data} does not divide by "
+            f"expert_parallel={model.expert_parallel}"
+        )
+    if shape.experts and layout.tensor > 1 and not model.sequence_parallel:
+        return "a mixture of experts under tensor parallelism needs sequence_parallel=true"
+    return fp8_misfit(model, shape, layout)
 
 
-def batch_misfit(sequences: int, micro_batch: int, layout: Layout) -> str | None:
+def with_experts(layout: Layout, model: ModelConfig) -> Layout:
+    """`layout` with its data parallel ranks divided as `model` asks."""
+    return replace(layout, expert=model.expert_parallel)
+
+
+def batch_misfit(
+    sequences: int, micro_batch: int, layout: Layout, virtual_pipeline: int = 1
+) -> str | None:
     """Why `sequences` cannot be dealt to the layout's data parallel ranks in micro-batches."""
     if sequences % layout.data:
         return f"the batch of {sequences} sequences does not divide by data parallel {layout.data}"
@@ -30,6 +58,12 @@ def batch_misfit(sequences: int, micro_batch: int, layout: Layout) -> str | None
         return (
             f"a data parallel rank's {sequences // layout.data} sequences do not divide by "
             f"per_device_train_batch_size={micro_batch}"
+        )
+    count = sequences // layout.data // micro_batch
+    if virtual_pipeline > 1 and count % layout.pipeline:
+        return (
+            f"a data parallel rank's {count} micro-batches do not divide by {layout.pipeline} "
+            "pipeline stages, as a virtual pipeline needs"
         )
     return None
 
@@ -43,15 +77,16 @@ def choose_layouts(
         ConfigError: when what was asked for does not fit, or nothing does.
     """
     sequences = config.num_prompts_per_step * config.num_generations
+    micro_batch, chunks = config.per_device_train_batch_size, config.teacher.virtual_pipeline
     asked = {
         role: None if text == "auto" else Layout.parse(f"layout.{role}", text)
         for role, text in (("teacher", config.layout.teacher), ("student", config.layout.student))
     }
     for role, layout in asked.items():
-        if layout and (reason := why_not(layout, shapes[role])):
+        if layout and (reason := why_not(layout, shapes[role], getattr(config, role))):
             raise ConfigError(f"layout.{role}={layout}: {reason}")
     if asked["teacher"] and (
-        reason := batch_misfit(sequences, config.per_device_train_batch_size, asked["teacher"])
+        reason := batch_misfit(sequences, micro_batch, asked["teacher"], chunks)
     ):
         raise ConfigError(
             f"layout.teacher={asked['teacher']}: {reason} (num_prompts_per_step="
@@ -61,13 +96,15 @@ def choose_layouts(
     def teacher_fits(layout: Layout) -> bool:
         return (
             asked["teacher"] in (None, layout)
-            and not why_not(layout, shapes["teacher"])
-            and not batch_misfit(sequences, config.per_device_train_batch_size, layout)
+            and not why_not(layout, shapes["teacher"], config.teacher)
+            and not batch_misfit(sequences, micro_batch, layout, chunks)
             and _memory_fits(shapes["teacher"], layout, config)
         ) or layout == asked["teacher"]
 
     def student_fits(layout: Layout) -> bool:
-        return asked["student"] in (None, layout) and not why_not(layout, shapes["student"])
+        return asked["student"] in (None, layout) and not why_not(
+            layout, shapes["student"], config.student
+        )
 
     chosen = fit_roles(world_size, config.layout.placement, teacher_fits, student_fits)
     if chosen is None:
@@ -77,7 +114,10 @@ def choose_layouts(
             + _needed(config.layout.placement, asked, world_size)
         )
     placement, teacher, student = chosen
-    return placement, {"teacher": teacher, "student": student}
+    return placement, {
+        "teacher": with_experts(teacher, config.teacher),
+        "student": with_experts(student, config.student),
+    }
 
 
 def _needed(placement: str, asked: dict[str, Layout | None], world_size: int) -> str:

@@ -7,23 +7,30 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from grpo_mcore import device
 from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig, TrainingConfig
 from grpo_mcore.data.questions import Question, load_questions
 from grpo_mcore.data.text import fields_of
 from grpo_mcore.data.tokenizer import Tokenizer
-from grpo_mcore.models.build import DTYPES
+from grpo_mcore.errors import FilesError
+from grpo_mcore.models.expected import check_tensors
 from grpo_mcore.models.families import read_shape
-from grpo_mcore.models.hf_files import INDEX, SINGLE
+from grpo_mcore.models.hf_files import HFReader
+from grpo_mcore.models.layers import DTYPES, RECOMPUTE
 from grpo_mcore.models.shape import ModelShape
+from grpo_mcore.models.transformer_engine import (
+    LAYERS,
+    RECIPES,
+    check_fp8_sizes,
+    check_layers,
+    read_facts,
+)
 from grpo_mcore.objectives.advantages import SCALES
 from grpo_mcore.objectives.grpo import LOSS_TYPES
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.trainers.layouts import choose_layouts, count_engines
 from grpo_mcore.trainers.lengths import Lengths, fit_lengths
-from grpo_mcore.training.optimizer import SCHEDULES
+from grpo_mcore.training.optimizer import SCHEDULES, check_optimizer
 
-FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -61,6 +68,7 @@ def check_job(config: TeacherGRPOConfig, world_size: int) -> Job:
         role: read_shape(f"{role}.path", getattr(config, role).path)
         for role in ("teacher", "student")
     }
+    check_fp8_sizes("teacher", config.teacher, shapes["teacher"])
     placement, layouts = choose_layouts(config, shapes, world_size)
     engines = {role: count_engines(config, role, layouts[role], shapes[role]) for role in layouts}
     train = load_questions(config.data, "data.train", config.data.train, config.data.train_split)
@@ -71,7 +79,7 @@ def check_job(config: TeacherGRPOConfig, world_size: int) -> Job:
         )
         held_out = held_out[: config.data.eval_size or None]
     for role in shapes:
-        check_weights(f"{role}.path", getattr(config, role).path)
+        check_weights(f"{role}.path", getattr(config, role).path, shapes[role])
     tokenizers = {role: _load_tokenizer(role, getattr(config, role).path) for role in shapes}
     train, dropped, train_lengths = fit_lengths(config, "data.train", train, shapes, tokenizers)
     held_out, more, eval_lengths = fit_lengths(config, "data.eval", held_out, shapes, tokenizers)
@@ -95,6 +103,9 @@ def check_settings(config: TeacherGRPOConfig) -> None:
     _check_templates(config)
     for role in ("teacher", "student"):
         check_model(role, getattr(config, role))
+    check_optimizer(config, "teacher", config.teacher, read_facts())
+    if config.student.fp8:
+        raise ConfigError(f"student.fp8={config.student.fp8}: the student is not trained")
 
 
 def _load_tokenizer(role: str, path: str) -> Tokenizer:
@@ -134,16 +145,24 @@ def check_training(config: TrainingConfig) -> None:
 def check_model(key: str, model: ModelConfig) -> None:
     """Checks one model's settings, but for its path."""
     _choice(f"{key}.dtype", model.dtype, DTYPES)
+    _choice(f"{key}.layers", model.layers, LAYERS)
     if model.fp8 is not None:
-        _choice(f"{key}.fp8", model.fp8, FP8_RECIPES)
-        if not device.is_cuda():
-            raise ConfigError(f"{key}.fp8={model.fp8}: FP8 needs an NVIDIA GPU, none is here")
+        _choice(f"{key}.fp8", model.fp8, RECIPES)
+    _choice(f"{key}.recompute", model.recompute, RECOMPUTE)
+    for name in ("bf16_layers_at_start", "bf16_layers_at_end"):
+        _at_least(f"{key}.{name}", getattr(model, name), 0)
+    for name in ("expert_parallel", "virtual_pipeline"):
+        _at_least(f"{key}.{name}", getattr(model, name), 1)
+    check_layers(key, model, read_facts())
 
 
-def check_weights(key: str, path: str) -> None:
-    """Checks that directory `path`, the value of setting `key`, holds safetensors."""
-    if not any((Path(path) / name).exists() for name in (SINGLE, INDEX)):
-        raise ConfigError(f"{key}={path}: no weights there ({SINGLE} or {INDEX})")
+def check_weights(key: str, path: str, shape: ModelShape) -> None:
+    """Checks, by their headers, that the safetensors in directory `path`, the value of setting
+    `key`, are whole and hold a model of `shape`."""
+    try:
+        check_tensors(HFReader(path), shape)
+    except FilesError as error:  # which begins with the path
+        raise ConfigError(f"{key}={error}") from error
 
 
 def _check_numbers(config: TeacherGRPOConfig) -> None:
@@ -193,7 +212,8 @@ def _check_templates(config: TeacherGRPOConfig) -> None:
 
 def _choice(key: str, value, known) -> None:
     if value not in known:
-        raise ConfigError(f"{key}={value}: choose one of {', '.join(known)}")
+        choices = ", ".join(str(choice) for choice in known)
+        raise ConfigError(f"{key}={value}: choose one of {choices}")
 
 
 def _at_least(key: str, value, least) -> None:

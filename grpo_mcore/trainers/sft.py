@@ -6,13 +6,15 @@ from pathlib import Path
 from grpo_mcore.config import ConfigError, SFTConfig
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.models.families import read_shape
+from grpo_mcore.models.transformer_engine import read_facts
 from grpo_mcore.objectives.sft import sft_loss
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import join, world_size
 from grpo_mcore.report.progress import Progress
-from grpo_mcore.trainers.layouts import batch_misfit, why_not
+from grpo_mcore.trainers.layouts import batch_misfit, why_not, with_experts
 from grpo_mcore.trainers.preflight import check_model, check_training, check_weights
 from grpo_mcore.training.batch import Batch, pad_batch
+from grpo_mcore.training.optimizer import check_optimizer
 from grpo_mcore.training.policy import Policy
 from grpo_mcore.weights.export import export_model
 
@@ -25,12 +27,16 @@ class SFTTrainer:
     def __init__(self, args: SFTConfig):
         """Raises ConfigError for settings that cannot work."""
         self.config = args
-        self.layout = Layout.parse("layout", args.layout)
+        self.layout = with_experts(Layout.parse("layout", args.layout), args.model)
         check_training(args)
         check_model("model", args.model)
+        check_optimizer(args, "model", args.model, read_facts())
         self.shape = read_shape("model.path", args.model.path)
-        reason = why_not(self.layout, self.shape) or batch_misfit(
-            args.batch_size, args.per_device_train_batch_size, self.layout
+        reason = why_not(self.layout, self.shape, args.model) or batch_misfit(
+            args.batch_size,
+            args.per_device_train_batch_size,
+            self.layout,
+            args.model.virtual_pipeline,
         )
         if reason:
             raise ConfigError(f"layout={self.layout}: {reason}")
@@ -39,7 +45,7 @@ class SFTTrainer:
                 f"layout={self.layout}: needs {self.layout.size} processes, "
                 f"there are {world_size()}"
             )
-        check_weights("model.path", args.model.path)
+        check_weights("model.path", args.model.path, self.shape)
         self.tokenizer = Tokenizer(args.model.path)
         self.rows = self._read_rows()
 
@@ -62,7 +68,7 @@ class SFTTrainer:
                 if progress:
                     progress.step(step + 1, metrics)
             final = Path(config.output_dir) / "final"
-            export_model(policy.module, self.shape, role, final, config.model.path)
+            export_model(policy.chunks, self.shape, role, final, config.model.path)
             if progress:
                 progress.close()
         return metrics

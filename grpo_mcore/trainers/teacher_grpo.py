@@ -127,10 +127,10 @@ def start_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> RolloutPoo
 def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job) -> Student:
     """Loads the student's shards in its own layout and hands them to its engines, once."""
     shape = job.shapes["student"]
-    module = load_model(shape, config.student, role, config.seed)
+    chunks = load_model(shape, config.student, role, config.seed)
     pool.wait_until_ready()
-    WeightSync(module, shape, role, pool, config.rollout.bucket_megabytes).push(FROZEN)
-    release(module)
+    WeightSync(chunks, shape, role, pool, config.rollout.bucket_megabytes).push(FROZEN)
+    release(chunks)
     kind = LocalStudent if job.placement == "colocated" else Student
     student = kind(pool, job.tokenizers["student"], config)
     student.rest()
@@ -165,7 +165,7 @@ class TeacherLoop:
         self.loop = Loop(config, self.role, self.policy, SHOWN)
         pool.wait_until_ready()
         self.sync = WeightSync(
-            self.policy.module, shape, self.role, pool, config.rollout.bucket_megabytes
+            self.policy.chunks, shape, self.role, pool, config.rollout.bucket_megabytes
         )
         self.sync.push(self.policy.version)
 
@@ -177,7 +177,7 @@ class TeacherLoop:
         self.student.close()
         final = Path(self.config.output_dir) / "final"
         shape, like = self.job.shapes["teacher"], self.config.teacher.path
-        export_model(self.policy.module, shape, self.role, final, like)
+        export_model(self.policy.chunks, shape, self.role, final, like)
         self.loop.say(f"trained teacher: {final}")
         self.loop.close()
         return metrics

@@ -1,18 +1,24 @@
 """Megatron's optimizer and learning-rate schedule from our settings."""
 
+from collections.abc import Iterable
+
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from torch import bfloat16, dtype
 
-from grpo_mcore.config import TrainingConfig
+from grpo_mcore.config import ConfigError, ModelConfig, TrainingConfig
+from grpo_mcore.models.layers import DTYPES
+from grpo_mcore.models.transformer_engine import DeviceFacts, optimizer_fields
 from grpo_mcore.parallel.groups import Role
 
 SCHEDULES = ("constant", "linear", "cosine")
 
 
 def build_optimizer(
-    model: DistributedDataParallel, config: TrainingConfig, params_dtype: dtype, role: Role
+    chunks: Iterable[DistributedDataParallel],
+    config: TrainingConfig,
+    model: ModelConfig,
+    role: Role,
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """AdamW with global gradient clipping, and the schedule that also keeps weight decay off
     biases and norms (Megatron applies that only in the schedule's step)."""
@@ -26,15 +32,60 @@ def build_optimizer(
             adam_beta2=config.adam_beta2,
             adam_eps=config.adam_epsilon,
             clip_grad=config.max_grad_norm,
-            bf16=params_dtype == bfloat16,
-            params_dtype=params_dtype,
+            bf16=model.dtype == "bfloat16",
+            params_dtype=DTYPES[model.dtype],
             use_distributed_optimizer=config.distributed_optimizer,
+            **offload_fields(config.optimizer_offload_fraction),
+            **optimizer_fields(model),
         ),
-        [model],
+        list(chunks),
         use_gloo_process_groups=False,
         pg_collection=role.groups,
     )
     return optimizer, OptimizerParamScheduler(optimizer, **schedule(config))
+
+
+def offload_fields(fraction: float) -> dict:
+    """OptimizerConfig fields that keep `fraction` of the optimizer's states, and the work on them,
+    on the CPU."""
+    if fraction == 0:
+        return {}
+    return {
+        "optimizer_cpu_offload": True,
+        "optimizer_offload_fraction": fraction,
+        # Megatron offloads only the states of this optimizer; they stay in float32 all the same.
+        "use_precision_aware_optimizer": True,
+    }
+
+
+def check_optimizer(
+    config: TrainingConfig, key: str, model: ModelConfig, facts: DeviceFacts
+) -> None:
+    """Checks what the optimizer and the model it trains, section `key`, need of each other.
+
+    Raises:
+        ConfigError: for the first setting that cannot work.
+    """
+    if model.fp8_param and not config.distributed_optimizer:
+        raise ConfigError(
+            f"{key}.fp8_param=true: needs distributed_optimizer=true, which alone updates FP8"
+        )
+    fraction = config.optimizer_offload_fraction
+    where = f"optimizer_offload_fraction={fraction}"
+    if not 0 <= fraction <= 1:
+        raise ConfigError(f"{where}: must be between 0 and 1")
+    if fraction == 0:
+        return
+    if facts.capability is None:
+        raise ConfigError(f"{where}: there is no GPU to offload from; leave it 0")
+    if facts.fault:
+        raise ConfigError(f"{where}: needs Transformer Engine, which cannot be used: {facts.fault}")
+    if not config.distributed_optimizer:
+        raise ConfigError(f"{where}: needs distributed_optimizer=true")
+    if model.dtype != "bfloat16":
+        raise ConfigError(f"{where}: needs {key}.dtype=bfloat16, not {model.dtype}")
+    if model.fp8_param:
+        raise ConfigError(f"{where}: cannot update FP8; needs {key}.fp8_param=false")
 
 
 def schedule(config: TrainingConfig) -> dict:

@@ -8,9 +8,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.utils import get_model_config
 from torch import Tensor
+from torch.nn import ModuleList
 
 from grpo_mcore import device
 from grpo_mcore.models.log_probs import log_probs_and_entropy
+from grpo_mcore.models.transformer_engine import share_scales
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.training.batch import Batch
 
@@ -19,7 +21,7 @@ OnOutput = Callable[[Batch, Tensor], tuple[Tensor, object]]
 
 
 def run_pipeline(
-    model: torch.nn.Module,
+    chunks: ModuleList,
     role: Role,
     parts: list[Batch],
     on_output: OnOutput,
@@ -27,10 +29,15 @@ def run_pipeline(
 ) -> list:
     """Forward (and backward) over micro-batches of equal size.
 
+    Args:
+        chunks: the parts of the model that this rank's pipeline stage holds, bare or in DDP.
+
     Returns:
         What `on_output` collected for each micro-batch on the last stage; [] on other stages.
     """
-    config = get_model_config(model)
+    config = get_model_config(chunks[0])
+    if config.fp8:
+        share_scales(role.groups)
     sequences, length = parts[0]["tokens"].shape
 
     def forward_step(iterator, model):
@@ -42,11 +49,12 @@ def run_pipeline(
 
     # One stage talks to nobody; Megatron wants the communicator exactly when there are several.
     several = role.layout.pipeline > 1
+    interleaved = config.virtual_pipeline_model_parallel_size
     with torch.set_grad_enabled(not forward_only):
-        return get_forward_backward_func(pp_size=role.layout.pipeline, vp_size=None)(
+        return get_forward_backward_func(pp_size=role.layout.pipeline, vp_size=interleaved)(
             forward_step_func=forward_step,
-            data_iterator=iter(parts),
-            model=model,
+            data_iterator=[iter(parts) for _ in chunks] if interleaved else iter(parts),
+            model=list(chunks) if interleaved else chunks[0],
             num_microbatches=len(parts),
             seq_length=length,
             micro_batch_size=sequences,
@@ -57,7 +65,7 @@ def run_pipeline(
 
 
 def compute_log_probs(
-    model: torch.nn.Module, role: Role, parts: list[Batch], vocab: int, temperature: float
+    chunks: ModuleList, role: Role, parts: list[Batch], vocab: int, temperature: float
 ) -> Tensor | None:
     """Log-probabilities of the batch's own tokens, without gradient.
 
@@ -70,5 +78,5 @@ def compute_log_probs(
         log_probs, _ = log_probs_and_entropy(logits, targets, vocab, temperature, role.groups.tp)
         return log_probs.sum() * 0, log_probs.cpu()
 
-    collected = run_pipeline(model, role, parts, on_output, forward_only=True)
+    collected = run_pipeline(chunks, role, parts, on_output, forward_only=True)
     return torch.cat(collected) if collected else None

@@ -1,18 +1,19 @@
 """The trained model: Megatron's DDP, optimizer and schedule around this rank's shard."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from torch import Tensor
+from torch.nn import ModuleList
 
 from grpo_mcore import device
 from grpo_mcore.config import ModelConfig, TrainingConfig
-from grpo_mcore.models.build import DTYPES, load_model
+from grpo_mcore.models.build import load_model
 from grpo_mcore.models.log_probs import log_probs_and_entropy
 from grpo_mcore.models.shape import ModelShape
+from grpo_mcore.models.transformer_engine import gather_fields, length_multiple
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.training.batch import Batch, data_parallel_share, micro_batches
 from grpo_mcore.training.optimizer import build_optimizer
@@ -25,30 +26,36 @@ Loss = Callable[[Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
 class Policy:
     """A model in training, spread over the ranks of `role`; every method is called by all of them.
 
-    `version` counts the updates made; the rollout engines carry it too.
+    Attributes:
+        version: counts the updates made; the rollout engines carry it too.
+        chunks: the model's parts on this rank: one, or those of a virtual pipeline.
+        ddp: each of them in Megatron's DistributedDataParallel.
     """
 
     def __init__(self, role: Role, shape: ModelShape, model: ModelConfig, config: TrainingConfig):
         self.role, self.shape, self.config = role, shape, config
         self.version = 0
-        self.dtype = DTYPES[model.dtype]
-        # Sequence parallelism splits sequences; FP8 products want tokens by 32 at most.
-        shards = role.layout.tensor if model.sequence_parallel else 1
-        self.length_multiple = math.lcm(shards, 32 if model.fp8 else 1)
-        self.module = load_model(shape, model, role, config.seed)
-        self.ddp = DistributedDataParallel(
-            self.module.config,
-            DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True,
-                use_distributed_optimizer=config.distributed_optimizer,
-            ),
-            self.module,
-            pg_collection=role.groups,
+        self.length_multiple = length_multiple(model, role.layout)
+        self.chunks = load_model(shape, model, role, config.seed)
+        self.ddp = ModuleList(
+            DistributedDataParallel(
+                chunk.config,
+                DistributedDataParallelConfig(
+                    grad_reduce_in_fp32=True,
+                    use_distributed_optimizer=config.distributed_optimizer,
+                    **gather_fields(model),
+                ),
+                chunk,
+                pg_collection=role.groups,
+            )
+            for chunk in self.chunks
         )
-        self.optimizer, self.scheduler = build_optimizer(self.ddp, config, self.dtype, role)
-        self.module.config.finalize_model_grads_func = finalize_model_grads
-        self.module.config.grad_scale_func = self.optimizer.scale_loss
-        self.module.config.no_sync_func = self.ddp.no_sync
+        self.optimizer, self.scheduler = build_optimizer(self.ddp, config, model, role)
+        no_sync = [ddp.no_sync for ddp in self.ddp]
+        for chunk in self.chunks:
+            chunk.config.finalize_model_grads_func = finalize_model_grads
+            chunk.config.grad_scale_func = self.optimizer.scale_loss
+            chunk.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
     def micro_batches(self, batch: Batch) -> list[Batch]:
         """This data parallel rank's rows of the global batch, in micro-batches."""
@@ -62,7 +69,8 @@ class Policy:
             The totals of the metrics `loss` gave, and of the entropy over the mask, on every rank.
         """
         self.ddp.train()
-        self.ddp.zero_grad_buffer()
+        for ddp in self.ddp:
+            ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         parts = self.micro_batches(batch)
         # Megatron averages over micro-batches and data parallel ranks; our losses are shares of a
@@ -108,18 +116,18 @@ class Policy:
 class Reference:
     """The frozen initial policy, for the KL term."""
 
+    @torch.no_grad()  # FP8 parameters then keep nothing for an optimizer
     def __init__(self, role: Role, shape: ModelShape, model: ModelConfig, seed: int):
         self.role, self.shape = role, shape
-        self.module = load_model(shape, model, role, seed).eval().requires_grad_(False)
+        self.chunks = load_model(shape, model, role, seed).eval().requires_grad_(False)
 
     def log_probs(self, parts: list[Batch], temperature: float) -> Tensor | None:
         """[sequences, tokens] of this rank's micro-batches; None off the last stage."""
-        return compute_log_probs(self.module, self.role, parts, self.shape.vocab, temperature)
+        return compute_log_probs(self.chunks, self.role, parts, self.shape.vocab, temperature)
 
 
-def release(*modules: torch.nn.Module) -> None:
-    """Frees the parameters of models that have served their purpose."""
-    for module in modules:
-        for parameter in module.parameters():
-            parameter.data = torch.empty(0)
+def release(chunks: ModuleList) -> None:
+    """Frees the parameters of a model that has served its purpose."""
+    for parameter in chunks.parameters():
+        parameter.data = torch.empty(0)
     device.empty_cache()

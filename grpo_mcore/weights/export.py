@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
+from torch.nn import ModuleList
 
 from grpo_mcore.models.hf_files import write_model
 from grpo_mcore.models.shape import ModelShape
@@ -16,15 +16,15 @@ BUCKET_BYTES = 256 << 20
 
 
 def export_model(
-    module: torch.nn.Module, shape: ModelShape, role: Role, directory: Path, like: str
+    built: ModuleList, shape: ModelShape, role: Role, directory: Path, like: str
 ) -> None:
-    """Streams `module` into `directory`, with the configuration and tokenizer of `like`.
+    """Streams `built` into `directory`, with the configuration and tokenizer of `like`.
     Collective over the role; rank 0 writes."""
-    weight = next(module.parameters())
-    plan = make_plan(module, shape, role, BUCKET_BYTES, weight.element_size())
-    buckets = stream_tensors(module, plan, role)
+    weight = next(built.parameters())
+    plan = make_plan(built, shape, role, BUCKET_BYTES, weight.element_size())
+    buckets = stream_tensors(built, shape, plan, role)
     if role.rank == 0:
-        write_model(_flatten(buckets), directory, like, weight.dtype)
+        write_model(_flatten(buckets), directory, like, plan.expected(weight.dtype))
     else:
         for _ in buckets:
             pass

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import ModuleList
 from torch.multiprocessing.reductions import reduce_tensor
 
 from grpo_mcore import device
@@ -26,18 +27,18 @@ class WeightSync:
 
     def __init__(
         self,
-        module: torch.nn.Module,
+        built: ModuleList,
         shape: ModelShape,
         role: Role,
         pool: RolloutPool,
         bucket_megabytes: int,
     ):
-        self.module, self.role, self.pool = module, role, pool
-        element = next(module.parameters()).element_size()
-        self.plan = make_plan(module, shape, role, bucket_megabytes << 20, element)
+        self.built, self.shape, self.role, self.pool = built, shape, role, pool
+        element = next(built.parameters()).element_size()
+        self.plan = make_plan(built, shape, role, bucket_megabytes << 20, element)
         self.size = max(
             packed_bytes(
-                b.numel * role.layout.tensor * element, TENSORS_A_PARAMETER * len(b.entries)
+                self.plan.whole_numel(b) * element, TENSORS_A_PARAMETER * b.experts * len(b.entries)
             )
             for b in self.plan.buckets
         )
@@ -60,7 +61,7 @@ class WeightSync:
         self.pool.wake("weights")
         if engine:
             engine.call("begin_sync")
-        for tensors in stream_tensors(self.module, self.plan, self.role):
+        for tensors in stream_tensors(self.built, self.shape, self.plan, self.role):
             count += len(tensors)
             total += sum(t.nbytes for t in tensors.values())
             source, slots = self._offer(tensors)

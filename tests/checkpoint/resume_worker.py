@@ -51,8 +51,8 @@ def train(policy: Policy, steps: range) -> list[float]:
 
 
 def weights(policy: Policy, shape) -> dict:
-    plan = make_plan(policy.module, shape, policy.role, 1 << 20, 4)
-    streams = stream_tensors(policy.module, plan, policy.role)
+    plan = make_plan(policy.chunks, shape, policy.role, 1 << 20, 4)
+    streams = stream_tensors(policy.chunks, shape, plan, policy.role)
     return {k: v.clone() for tensors in streams for k, v in tensors.items()}
 
 

@@ -7,8 +7,17 @@ import pytest
 
 from examples.demo.tokenizer import EOS, build_tokenizer
 from grpo_mcore.data.tokenizer import Tokenizer
+from tests.data.sentencepiece_model import END, START, train_tokenizer
 
 TEXT = "tom has 14 cards."
+TEXTS = [
+    TEXT,
+    "two  spaces,   three",
+    "at the end  ",
+    "a tab\tand a\nnew line",
+    "unknown: 数学 ü ½ 🙂 <solution> 7 </solution>",
+    "",
+]
 
 
 @pytest.fixture
@@ -83,3 +92,56 @@ def test_stop_ids_join_the_tokenizers_and_the_models(directory):
         assert Tokenizer(str(directory)).stop_token_ids() == expected
     file.unlink()
     assert Tokenizer(str(directory)).stop_token_ids() == [end]
+
+
+@pytest.fixture(params=["tokenizer.model alone", "with tokenizer_config.json"])
+def sentencepiece_directory(request, tmp_path):
+    """A directory as Llama 2 and Mistral have it, and what sentencepiece makes of its model."""
+    if "with" in request.param:
+        config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 330}))
+    return tmp_path, train_tokenizer(tmp_path)
+
+
+def test_sentencepiece_ids_are_sentencepieces_own(sentencepiece_directory):
+    directory, theirs = sentencepiece_directory
+    tokenizer = Tokenizer(str(directory))
+    for text in TEXTS:
+        assert tokenizer.encode(text) == theirs.encode(text)
+        assert tokenizer.encode_prompt(text) == [START, *theirs.encode(text)]
+
+
+def test_sentencepiece_text_comes_back_also_where_it_is_unknown(sentencepiece_directory):
+    directory, theirs = sentencepiece_directory
+    tokenizer = Tokenizer(str(directory))
+    for text in TEXTS:
+        ids = tokenizer.encode_prompt(text)
+        assert tokenizer.decode([*ids, END]) == text
+    assert len(theirs.encode("数")) > 3  # bytes, as the character is not in the vocabulary
+
+
+def test_sentencepiece_stop_ids(sentencepiece_directory):
+    directory, _ = sentencepiece_directory
+    assert Tokenizer(str(directory)).stop_token_ids() == [END]
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [END, 7]}))
+    assert Tokenizer(str(directory)).stop_token_ids() == [END, 7]
+
+
+def test_sentencepiece_with_a_template_starts_once(sentencepiece_directory):
+    directory, _ = sentencepiece_directory
+    template = "{{ bos_token }}{% for m in messages %}[user] {{ m.content }}{% endfor %}"
+    (directory / "chat_template.jinja").write_text(template)
+    tokenizer = Tokenizer(str(directory))
+    ids = tokenizer.encode_prompt(TEXT)
+    assert ids[0] == START and START not in ids[1:]
+    assert tokenizer.decode(ids) == f"[user] {TEXT}"
+
+
+def test_sentencepiece_text_is_truncated_between_bytes(sentencepiece_directory):
+    directory, _ = sentencepiece_directory
+    tokenizer = Tokenizer(str(directory))
+    text = "tom 数 ü"
+    for tokens in range(len(tokenizer.encode(text)) + 1):
+        assert len(tokenizer.encode(tokenizer.truncate(text, tokens))) <= tokens
+    assert tokenizer.truncate(text, 100) == text

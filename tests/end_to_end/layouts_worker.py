@@ -88,8 +88,9 @@ def run_case(name: str, config, shared: dict, output: Path) -> None:
         student = ready_student(world.roles["student"], pools["student"], config, job)
         loop = TeacherLoop(trainer, world, pools["teacher"], student)
         metrics = loop.train_step(0)
+        shape = job.shapes["teacher"]
         streams = stream_tensors(
-            loop.policy.module, loop.sync.plan, loop.role, lambda p: p.main_grad
+            loop.policy.chunks, shape, loop.sync.plan, loop.role, lambda p: p.main_grad
         )
         gradients = {k: v.clone() for tensors in streams for k, v in tensors.items()}
         found = {"metrics": metrics, "gradients": gradients}
@@ -130,7 +131,7 @@ def train_on(loop: TeacherLoop, config, exported: Path) -> dict:
         loop.train_step(step)
     greedy = loop.pool.generate([Request(p, 12, 0, temperature=0.0) for p in prompts])
     shape = loop.job.shapes["teacher"]
-    export_model(loop.policy.module, shape, loop.role, exported, config.teacher.path)
+    export_model(loop.policy.chunks, shape, loop.role, exported, config.teacher.path)
     return {
         "student_before": before,
         "student_after": student_texts(),

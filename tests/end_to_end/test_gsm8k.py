@@ -3,22 +3,22 @@
 import json
 
 import pytest
-from transformers import LlamaConfig, Qwen2Config
 
 from tests.conftest import write_family_model
 from tests.end_to_end.conftest import ROOT, SCRIPT, records, run_command
 
 QUESTIONS = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
-FAMILIES = {"qwen2": Qwen2Config, "llama": LlamaConfig}
+FAMILIES = {"qwen2": ("Qwen2Config", True), "llama": ("LlamaConfig", False)}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not QUESTIONS.exists(), reason="GSM8K questions are not on this machine")
 @pytest.mark.parametrize(("teacher", "student"), [("qwen2", "llama"), ("llama", "qwen2")])
 def test_gsm8k_goes_through_all_phases(tmp_path, teacher, student):
-    for family, config in FAMILIES.items():
+    for family, (config, tied) in FAMILIES.items():
         # The tokenizer is of bytes, so it takes any text, at several times the usual length.
-        write_family_model(tmp_path / family, config, tied=family == "qwen2", positions=4096)
+        changes = {"tie_word_embeddings": tied, "max_position_embeddings": 4096}
+        write_family_model(tmp_path / family, config, **changes)
     run = tmp_path / "run"
     overrides = [
         "experiment=gsm8k_qwen2.5",

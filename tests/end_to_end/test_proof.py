@@ -25,9 +25,9 @@ with join(job.layouts, job.placement, 120) as world:
     role = world.roles["teacher"]
     pool = start_engines(role, config, job)
     shape = job.shapes["teacher"]
-    module = load_model(shape, config.teacher, role, 0)
+    chunks = load_model(shape, config.teacher, role, 0)
     pool.wait_until_ready()
-    sync = sync_module.WeightSync(module, shape, role, pool, 16)
+    sync = sync_module.WeightSync(chunks, shape, role, pool, 16)
 
     def fails(what):
         try:
@@ -41,7 +41,7 @@ with join(job.layouts, job.placement, 120) as world:
 
     whole = sync.plan
     entries = whole.buckets[0].entries
-    kept = tuple(e for e in entries if "layers.1.self_attention.linear_qkv.weight" not in e.name)
+    kept = tuple(e for e in entries if "layers.1.self_attention.linear_qkv.weight" not in e.names[0])
     sync.plan = replace(whole, buckets=(replace(whole.buckets[0], entries=kept),))
     fails("left out")
     sync.plan = whole

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from grpo_mcore.models.families import FAMILIES
+from grpo_mcore.models.families import FAMILIES, read_shape
+from grpo_mcore.models.hf_files import HFReader
 from grpo_mcore.models.rules import QKV, Columns, GateUp, Replicated, VocabRows
-from grpo_mcore.models.shape import ModelShape
+from tests.conftest import FAMILY_MODELS
 
 VOCAB, HIDDEN, FFN, GROUPS, PER_GROUP, HEAD = 10, 6, 8, 4, 3, 2
 TENSORS = {
@@ -118,50 +119,23 @@ def test_vocabulary_is_padded_with_zeros_at_its_end(size, rows):
     whole = torch.cat(parts)
     assert torch.equal(whole[:VOCAB], TENSORS["embed"])
     assert whole[VOCAB:].count_nonzero() == 0
-    shape = family_shape("llama", tied=False)
-    assert shape.padded_vocab(size) == len(whole)
 
 
-def family_shape(family, tied):
-    return ModelShape(
-        family=family,
-        hidden=HIDDEN,
-        ffn=FFN,
-        layers=2,
-        heads=GROUPS * PER_GROUP,
-        groups=GROUPS,
-        head_dim=HEAD,
-        vocab=VOCAB,
-        positions=16,
-        norm_eps=1e-6,
-        rope_base=1e4,
-        tied=tied,
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
-    )
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("model", FAMILY_MODELS)
 @pytest.mark.parametrize("fused_norms", [False, True], ids=["local", "transformer engine"])
-def test_a_familys_rules_account_for_every_tensor(tiny_models, family, tied, fused_norms):
-    from transformers import AutoModelForCausalLM
+def test_a_familys_rules_account_for_every_tensor(tiny_models, model, fused_norms):
+    reader = HFReader(tiny_models / model, torch.float32)
+    shape = read_shape("model.path", str(tiny_models / model))
+    merged, named = {}, set()
+    for rule in FAMILIES[shape.family].rules(shape, fused_norms).values():
+        tensors = rule.merge([rule.shard(reader, rank, 2) for rank in range(2)])
+        assert tensors.keys() == set(rule.names)
+        merged |= tensors
+        named |= set(rule.names)
+    assert named == reader.stored.keys()
+    assert all(torch.equal(merged[name], reader.read(name)) for name in named)
 
-    directory = tiny_models / (family + "_tied" * tied)
-    model = AutoModelForCausalLM.from_pretrained(directory)
-    tensors = {name: parameter.data for name, parameter in model.named_parameters()}
-    config = model.config
-    shape = ModelShape(
-        **vars(family_shape(family, tied))
-        | {
-            "vocab": config.vocab_size,
-            "groups": config.num_key_value_heads,
-            "heads": config.num_attention_heads,
-            "head_dim": config.head_dim,
-        }
-    )
-    merged = {}
-    for rule in FAMILIES[family].rules(shape, fused_norms).values():
-        merged |= rule.merge([rule.shard(Held(tensors), rank, 2) for rank in range(2)])
-    assert merged.keys() == tensors.keys()
-    assert all(torch.equal(merged[name], tensors[name]) for name in tensors)
+
+def test_every_family_has_a_model_to_be_tested_with(tiny_models):
+    tested = {read_shape("path", str(tiny_models / model)).family for model in FAMILY_MODELS}
+    assert tested == FAMILIES.keys()

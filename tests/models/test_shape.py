@@ -3,10 +3,22 @@
 import json
 
 import pytest
-from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from grpo_mcore.config import ConfigError
 from grpo_mcore.models.families import read_shape
+from grpo_mcore.models.rope import RopeScaling, inverse_frequencies, read_rope
+from tests.conftest import FAMILY_MODELS
 
 SIZES = {
     "vocab_size": 1000,
@@ -69,21 +81,50 @@ def test_rope_base_in_the_old_and_the_new_place(saved):
     assert saved(Qwen2Config(**SIZES), **old).rope_base == 2e6
 
 
-def test_llama3_scaling_is_read(saved):
+def test_scaling_is_read(saved):
     shape = saved(LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE))
-    assert (shape.rope_scaling, shape.rope_base) == (32.0, 500000.0)
+    assert shape.rope_scaling == RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)
+    assert shape.rope_base == 500000.0
+    old = {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    assert saved(LlamaConfig(**SIZES), **old).rope_scaling == RopeScaling("linear", 2.0)
+
+
+@pytest.mark.parametrize("rope", [LLAMA3_ROPE, {"rope_type": "linear", "factor": 4.0}])
+def test_frequencies_are_transformers(rope):
+    config = LlamaConfig(**SIZES, head_dim=16, rope_parameters={"rope_theta": 1e5} | rope)
+    expected, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, "cpu")
+    found = inverse_frequencies(16, *read_rope(config.to_dict(), "model"))
+    assert factor == 1
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 def test_other_scaling_is_refused(saved):
     yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}
-    with pytest.raises(ConfigError, match=r"teacher\.path=.*rope_type=yarn .*default and llama3"):
+    with pytest.raises(ConfigError, match=r"teacher\.path=.*rope_type=yarn .*linear and llama3"):
         saved(Qwen2Config(**SIZES), rope_parameters=yarn)
-    old = {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}
-    with pytest.raises(ConfigError, match="rope_type=linear"):
-        saved(LlamaConfig(**SIZES), **old)
-    other = LLAMA3_ROPE | {"low_freq_factor": 2.0}
-    with pytest.raises(ConfigError, match=r"low_freq_factor=2\.0; Megatron-Core has only 1\.0"):
-        saved(LlamaConfig(**SIZES), rope_parameters=other)
+
+
+def test_window_and_experts_are_read(saved):
+    assert saved(MistralConfig(**SIZES, sliding_window=77)).window == 77
+    assert saved(MistralConfig(**SIZES, sliding_window=None)).window is None
+    shape = saved(MixtralConfig(**SIZES, num_local_experts=6, num_experts_per_tok=3))
+    assert (shape.experts, shape.experts_per_token, shape.ffn) == (6, 3, 96)
+    assert not shape.weigh_all_experts and not shape.dense_layers and shape.window is None
+
+
+def test_dense_layers_of_a_mixture_are_read(saved):
+    config = Qwen3MoeConfig(**SIZES, moe_intermediate_size=24, num_experts=8)
+    shape = saved(config, decoder_sparse_step=2, num_experts=8)
+    assert (shape.experts, shape.ffn, shape.dense_ffn) == (8, 24, 96)
+    assert shape.dense_layers == (0, 2) and shape.weigh_all_experts and shape.qk_norm
+    assert [shape.has_experts(n) for n in range(3)] == [False, True, False]
+    shape = saved(config, mlp_only_layers=[1], norm_topk_prob=True)
+    assert shape.dense_layers == (1,) and not shape.weigh_all_experts
+
+
+def test_a_config_that_lacks_something_is_named(saved, tmp_path):
+    with pytest.raises(ConfigError, match=r"its config\.json lacks 'num_experts_per_tok'"):
+        saved(LlamaConfig(**SIZES), model_type="mixtral", num_local_experts=4)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +143,7 @@ def test_variants_that_megatron_would_get_wrong_are_refused(saved, raw, reason):
 
 
 def test_unsupported_family_is_named_with_the_supported_ones(saved):
-    with pytest.raises(ConfigError, match="'gpt2' is not supported; supported: llama, qwen2"):
+    with pytest.raises(ConfigError, match="'gpt2' is not supported; supported: llama, mistral"):
         saved(LlamaConfig(**SIZES), model_type="gpt2")
 
 
@@ -111,11 +152,8 @@ def test_missing_directory_is_named(tmp_path):
         read_shape("student.path", str(tmp_path / "nowhere"))
 
 
-def test_parameters_are_counted_but_for_norms_and_biases(tiny_models):
-    from transformers import AutoModelForCausalLM
-
-    for name in ("llama", "qwen3_tied"):
-        shape = read_shape("teacher.path", str(tiny_models / name))
-        model = AutoModelForCausalLM.from_pretrained(tiny_models / name)
-        matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
-        assert shape.parameters == matrices
+@pytest.mark.parametrize("name", FAMILY_MODELS)
+def test_parameters_are_counted_but_for_norms_and_biases(tiny_models, name):
+    shape = read_shape("teacher.path", str(tiny_models / name))
+    tensors = load_file(tiny_models / name / "model.safetensors").values()
+    assert shape.parameters == sum(t.numel() for t in tensors if t.ndim == 2)

@@ -48,7 +48,7 @@ def test_ranks_are_numbered_tensor_then_data_then_pipeline():
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_rank_sets_share_every_other_coordinate(layout):
     places = {
-        layout.rank(t, p, d): {"tensor": t, "pipeline": p, "data": d}
+        layout.rank(t, p, 0, d): {"tensor": t, "pipeline": p, "data": d}
         for t in range(layout.tensor)
         for p in range(layout.pipeline)
         for d in range(layout.data)
@@ -75,6 +75,21 @@ def test_rank_sets_are_megatrons(layout, monkeypatch):
             names = [SHORT[name] for name in along]
             assert ours == canonical(grid.get_rank_enum(names))
             assert ours == canonical(generator.get_ranks("-".join(names)))
+
+
+@pytest.mark.parametrize("expert", [1, 2, 4])
+def test_expert_rank_sets_are_megatrons(expert, monkeypatch):
+    layout = Layout(tensor=2, pipeline=2, data=4, expert=expert)
+    monkeypatch.setenv("WORLD_SIZE", str(layout.size))
+    generator = RankGenerator(2, expert, 4 // expert, 2, 1, order="tp-cp-ep-dp-pp")
+    names = {"tensor": "tp", "expert": "ep", "replica": "dp", "pipeline": "pp"}
+    for along in subsets(names):
+        if along:
+            theirs = generator.get_ranks("-".join(names[name] for name in along))
+            assert canonical(layout.ranks_along(*along)) == canonical(theirs)
+    assert canonical(layout.ranks_along("data")) == canonical(
+        layout.ranks_along("expert", "replica")
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

@@ -13,6 +13,7 @@ from grpo_mcore.models.families import read_shape
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.trainers.layouts import batch_misfit, why_not
 from grpo_mcore.trainers.preflight import check_job
+from tests.data.sentencepiece_model import train_tokenizer
 
 ROWS = [{"question": f"tom has {n} cards. how many?", "answer": str(n)} for n in range(6)]
 TEMPLATES = {
@@ -96,7 +97,7 @@ def test_auto_layout_is_valid_for_every_number_of_processes(config, world):
     else:
         assert sum(sizes.values()) == world
     for name, layout in job.layouts.items():
-        assert why_not(layout, job.shapes[name]) is None
+        assert why_not(layout, job.shapes[name], getattr(config, name)) is None
     teacher = job.layouts["teacher"]
     assert batch_misfit(16, config.per_device_train_batch_size, teacher) is None
 
@@ -154,14 +155,44 @@ def test_layout_that_does_not_divide_the_student(config):
     assert message == "layout.student=1x3x1: 2 layers are fewer than 3 pipeline stages"
 
 
-def test_layout_that_does_not_divide_layers_or_feed_forward(tiny_models):
+@pytest.mark.parametrize(
+    "layout, sizes, settings, reason",
+    [
+        (Layout(2, 1, 1), {"ffn": 255}, {}, "size 255 does not divide"),
+        (Layout(2, 1, 1), {"experts": 4, "dense_ffn": 33}, {}, "size 33 does not divide"),
+        (Layout(4, 1, 1), {"groups": 2}, {}, "2 key-value heads do not divide by tensor"),
+        (Layout(1, 1, 2), {}, {"virtual_pipeline": 2}, "needs more than one pipeline stage"),
+        (Layout(1, 2, 1), {"layers": 6}, {"virtual_pipeline": 2}, "6 layers do not divide by 2"),
+        (Layout(1, 1, 2), {}, {"expert_parallel": 2}, "the model has no experts"),
+        (Layout(1, 1, 2), {"experts": 3}, {"expert_parallel": 2}, "3 experts do not divide"),
+        (Layout(1, 1, 2), {"experts": 4}, {"expert_parallel": 4}, "data parallel 2 does not"),
+        (Layout(2, 1, 1), {"experts": 4}, {}, "needs sequence_parallel=true"),
+    ],
+)
+def test_layout_a_model_cannot_have(tiny_models, layout, sizes, settings, reason):
     shape = read_shape("teacher.path", str(tiny_models / "teacher"))
-    assert "3 layers do not divide by 2" in why_not(
-        Layout(1, 2, 1), dataclasses.replace(shape, layers=3)
-    )
-    assert "size 255 does not divide" in why_not(
-        Layout(2, 1, 1), dataclasses.replace(shape, ffn=255)
-    )
+    model = ModelConfig(**settings)
+    assert reason in why_not(layout, dataclasses.replace(shape, **sizes), model)
+
+
+def test_layers_need_not_divide_by_the_stages(tiny_models):
+    shape = read_shape("teacher.path", str(tiny_models / "llama3"))
+    assert shape.layers == 5
+    assert all(why_not(Layout(1, stages, 1), shape, ModelConfig()) is None for stages in (2, 3, 4))
+
+
+def test_a_virtual_pipeline_needs_micro_batches_for_every_stage():
+    layout = Layout(1, 2, 1)
+    assert "3 micro-batches do not divide by 2" in batch_misfit(6, 2, layout, virtual_pipeline=2)
+    assert batch_misfit(8, 2, layout, virtual_pipeline=2) is None
+    assert batch_misfit(6, 2, layout) is None
+
+
+def test_expert_parallel_is_part_of_the_layout(config, tiny_models):
+    change(config, {"teacher.path": str(tiny_models / "mixtral"), "teacher.expert_parallel": 2})
+    job = check_job(config, 3)
+    assert job.layouts["teacher"] == Layout(1, 1, 2, expert=2)
+    assert "teacher 1x1x2 EP 2 (TPxPPxDP) with 1 engine" in job.describe()
 
 
 def test_no_automatic_layout_for_an_odd_batch(config):
@@ -182,8 +213,30 @@ def test_model_without_a_tokenizer(config, tiny_models, tmp_path):
     assert refusal(config, teacher__path=path).startswith(f"teacher.path={path}: no tokenizer ")
 
 
+def test_sentencepiece_tokenizer(config, tiny_models, tmp_path):
+    path = tmp_path / "llama"
+    path.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_models / "llama" / name, path)
+    theirs = train_tokenizer(path)
+    config.student.path = str(path)
+    text = ROWS[0]["question"]
+    assert check_job(config, 2).tokenizers["student"].encode(text) == theirs.encode(text)
+    (path / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
+    message = refusal(config)
+    assert message.startswith(f"student.path={path}: no tokenizer that loads: ")
+
+
 def test_model_path_never_given(config):
     assert refusal(config, teacher__path=ModelConfig().path).startswith("teacher.path=")
+
+
+def test_weights_of_another_shape(config, tiny_models, tmp_path):
+    path = reshaped(tiny_models, tmp_path, intermediate_size=96)
+    shutil.copy(tiny_models / "teacher" / "model.safetensors", path)
+    message = refusal(config, teacher__path=path)
+    assert message.startswith(f"teacher.path={path}: tensor model.layers.0.mlp.gate_proj.weight is")
+    assert "by config.json it is [96, " in message
 
 
 def test_unsupported_family(config, tiny_models, tmp_path):
@@ -261,6 +314,8 @@ def test_completions_longer_than_the_context(config):
         ("data.eval_size", -1, 0),
         ("rollout.bucket_megabytes", 0, 1),
         ("rollout.max_num_seqs", 0, 1),
+        ("teacher.bf16_layers_at_start", -1, 0),
+        ("teacher.bf16_layers_at_end", -2, 0),
     ],
 )
 def test_number_too_small(config, key, value, least):
@@ -278,6 +333,7 @@ def test_number_too_small(config, key, value, least):
         ("data.overlong", "cut", "error, drop"),
         ("teacher.dtype", "float16", "float32, bfloat16"),
         ("student.fp8", "e4m3", "delayed, tensorwise, blockwise, mxfp8"),
+        ("teacher.layers", "fused", "auto, transformer_engine, local"),
     ],
 )
 def test_word_that_is_no_choice(config, key, value, known):
@@ -309,6 +365,15 @@ def test_several_baselines_of_a_greedy_student(config):
 def test_fp8_without_a_gpu(config):
     message = refusal(config, teacher__fp8="blockwise")
     assert message.startswith("teacher.fp8=blockwise: FP8 needs an NVIDIA GPU")
+
+
+@pytest.mark.skipif(device.is_cuda(), reason="there is a GPU")
+def test_transformer_engine_and_offloading_without_a_gpu(config):
+    message = refusal(config, teacher__layers="transformer_engine")
+    assert message.startswith("teacher.layers=transformer_engine: Transformer Engine cannot be ")
+    config.teacher.layers = "local"
+    message = refusal(config, optimizer_offload_fraction=0.5)
+    assert message.startswith("optimizer_offload_fraction=0.5: there is no GPU to offload from")
 
 
 @pytest.mark.parametrize(

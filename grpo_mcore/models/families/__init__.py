@@ -5,10 +5,17 @@ import json
 from pathlib import Path
 
 from grpo_mcore.errors import ConfigError
-from grpo_mcore.models.families import llama, qwen2, qwen3
+from grpo_mcore.models.families import llama, mistral, mixtral, qwen2, qwen3, qwen3_moe
 from grpo_mcore.models.shape import ModelShape
 
-FAMILIES = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3}
+FAMILIES = {
+    "llama": llama,
+    "mistral": mistral,
+    "mixtral": mixtral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "qwen3_moe": qwen3_moe,
+}
 
 
 def read_shape(key: str, path: str) -> ModelShape:
@@ -37,4 +44,7 @@ def read_shape(key: str, path: str) -> ModelShape:
         raise ConfigError(
             f"{key}={path}: a quantised checkpoint cannot be trained; give a plain one"
         )
-    return FAMILIES[model_type].shape(hf, f"{key}={path}")
+    try:
+        return FAMILIES[model_type].shape(hf, f"{key}={path}")
+    except KeyError as error:
+        raise ConfigError(f"{key}={path}: its config.json lacks {error}") from error

@@ -1,15 +1,14 @@
 """Llama 2 and 3: the plain decoder that the other families vary."""
 
+from collections.abc import Callable
+
 from grpo_mcore.errors import ConfigError
+from grpo_mcore.models.rope import read_rope
 from grpo_mcore.models.rules import QKV, Columns, GateUp, Replicated, Rule, VocabRows
 from grpo_mcore.models.shape import ModelShape
 
-LLAMA3_ROPE = {
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-"""The only parameters of "llama3" rope scaling that Megatron-Core has, besides the factor."""
+FeedForward = Callable[[ModelShape, int, bool], dict[str, Rule]]
+"""(shape, layer, fused norms) -> the rules of the layer's second half."""
 
 
 def shape(hf: dict, where: str, **variants) -> ModelShape:
@@ -21,71 +20,75 @@ def shape(hf: dict, where: str, **variants) -> ModelShape:
     if hf.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"{where}: hidden_act={hf['hidden_act']} is not supported; only silu")
     if hf.get("use_sliding_window"):
-        raise ConfigError(f"{where}: use_sliding_window=true is not supported")
+        raise ConfigError(f"{where}: use_sliding_window=true is not supported in this family")
     heads = hf["num_attention_heads"]
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    return ModelShape(
-        family=hf["model_type"],
-        hidden=hf["hidden_size"],
-        ffn=hf["intermediate_size"],
-        layers=hf["num_hidden_layers"],
-        heads=heads,
-        groups=hf.get("num_key_value_heads") or heads,
-        head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
-        vocab=hf["vocab_size"],
-        positions=hf.get("max_position_embeddings", 2048),
-        norm_eps=hf.get("rms_norm_eps", 1e-6),
-        rope_base=rope.get("rope_theta") or hf.get("rope_theta", 10000.0),
-        rope_scaling=_rope_scaling(rope, where),
-        tied=hf.get("tie_word_embeddings", False),
-        **variants,
-    )
+    rope_base, rope_scaling = read_rope(hf, where)
+    sizes = {
+        "family": hf["model_type"],
+        "hidden": hf["hidden_size"],
+        "ffn": hf["intermediate_size"],
+        "layers": hf["num_hidden_layers"],
+        "heads": heads,
+        "groups": hf.get("num_key_value_heads") or heads,
+        "head_dim": hf.get("head_dim") or hf["hidden_size"] // heads,
+        "vocab": hf["vocab_size"],
+        "positions": hf.get("max_position_embeddings", 2048),
+        "norm_eps": hf.get("rms_norm_eps", 1e-6),
+        "rope_base": rope_base,
+        "rope_scaling": rope_scaling,
+        "tied": hf.get("tie_word_embeddings", False),
+    }
+    return ModelShape(**sizes | variants)
 
 
-def _rope_scaling(rope: dict, where: str) -> float | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise ConfigError(f"{where}: rope_type={kind} is not supported; only default and llama3")
-    for key, value in LLAMA3_ROPE.items():
-        if rope.get(key) != value:
-            raise ConfigError(
-                f"{where}: rope {key}={rope.get(key)}; Megatron-Core has only {value}"
-            )
-    return rope["factor"]
-
-
-def rules(shape: ModelShape, fused_norms: bool) -> dict[str, Rule]:
+def rules(
+    shape: ModelShape, fused_norms: bool, feed_forward: FeedForward | None = None
+) -> dict[str, Rule]:
     """Megatron parameter name (layers numbered over all stages) -> its rule.
 
     Args:
         fused_norms: Transformer Engine keeps a norm's weight in the linear layer that follows it.
+        feed_forward: the rules of a layer's second half, where it is not this family's.
     """
     found = {
         "embedding.word_embeddings.weight": VocabRows("model.embed_tokens.weight", shape.vocab)
     }
     for n in range(shape.layers):
-        found |= layer_rules(shape, f"decoder.layers.{n}.", f"model.layers.{n}.", fused_norms)
+        found |= attention_rules(shape, n, fused_norms)
+        found |= (feed_forward or dense_rules)(shape, n, fused_norms)
     found["decoder.final_layernorm.weight"] = Replicated("model.norm.weight")
     head = "model.embed_tokens.weight" if shape.tied else "lm_head.weight"
     found["output_layer.weight"] = VocabRows(head, shape.vocab)
     return found
 
 
-def layer_rules(shape: ModelShape, ours: str, theirs: str, fused_norms: bool) -> dict[str, Rule]:
-    """The rules of one layer; `ours` and `theirs` are the name prefixes on either side."""
-    norm1, norm2 = (
-        ("self_attention.linear_qkv.layer_norm_weight", "mlp.linear_fc1.layer_norm_weight")
-        if fused_norms
-        else ("input_layernorm.weight", "pre_mlp_layernorm.weight")
+def attention_rules(shape: ModelShape, n: int, fused_norms: bool) -> dict[str, Rule]:
+    """The rules of layer `n`'s first half: norm, attention."""
+    ours, theirs = f"decoder.layers.{n}.", f"model.layers.{n}."
+    norm = (
+        "self_attention.linear_qkv.layer_norm_weight" if fused_norms else "input_layernorm.weight"
     )
-    attention = theirs + "self_attn."
+    found = {
+        ours + norm: Replicated(theirs + "input_layernorm.weight"),
+        ours + "self_attention.linear_qkv.weight": _qkv(shape, n, "weight"),
+        ours + "self_attention.linear_proj.weight": Columns(theirs + "self_attn.o_proj.weight"),
+    }
+    if shape.qkv_bias:
+        found[ours + "self_attention.linear_qkv.bias"] = _qkv(shape, n, "bias")
+    if shape.qk_norm:
+        for part in "qk":
+            found[f"{ours}self_attention.{part}_layernorm.weight"] = Replicated(
+                f"{theirs}self_attn.{part}_norm.weight"
+            )
+    return found
+
+
+def dense_rules(shape: ModelShape, n: int, fused_norms: bool) -> dict[str, Rule]:
+    """The rules of layer `n`'s second half: norm, gated feed-forward."""
+    ours, theirs = f"decoder.layers.{n}.", f"model.layers.{n}."
+    norm = "mlp.linear_fc1.layer_norm_weight" if fused_norms else "pre_mlp_layernorm.weight"
     return {
-        ours + norm1: Replicated(theirs + "input_layernorm.weight"),
-        ours + "self_attention.linear_qkv.weight": qkv(shape, attention, "weight"),
-        ours + "self_attention.linear_proj.weight": Columns(attention + "o_proj.weight"),
-        ours + norm2: Replicated(theirs + "post_attention_layernorm.weight"),
+        ours + norm: Replicated(theirs + "post_attention_layernorm.weight"),
         ours + "mlp.linear_fc1.weight": GateUp(
             theirs + "mlp.gate_proj.weight", theirs + "mlp.up_proj.weight"
         ),
@@ -93,7 +96,6 @@ def layer_rules(shape: ModelShape, ours: str, theirs: str, fused_norms: bool) ->
     }
 
 
-def qkv(shape: ModelShape, attention: str, kind: str) -> QKV:
-    """The rule of a layer's fused query, key and value `kind` ("weight" or "bias")."""
-    names = [f"{attention}{part}_proj.{kind}" for part in "qkv"]
+def _qkv(shape: ModelShape, n: int, kind: str) -> QKV:
+    names = [f"model.layers.{n}.self_attn.{part}_proj.{kind}" for part in "qkv"]
     return QKV(*names, shape.groups, shape.heads // shape.groups, shape.head_dim)

@@ -1,0 +1,110 @@
+"""A model in a Megatron checkpoint, seen as the Hugging Face tensors it consists of."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from grpo_mcore.checkpoint.pickles import METADATA, read_common
+from grpo_mcore.checkpoint.torch_dist import TorchDistReader, checkpoint_slots
+from grpo_mcore.errors import FilesError
+from grpo_mcore.models.expected import stored_rules, whole_size
+from grpo_mcore.models.families import read_shape
+from grpo_mcore.models.rules import VocabRows
+
+LATEST = "latest_checkpointed_iteration.txt"
+COMPANIONS = "hf"
+"""The folder, among a checkpoint's files, of what a Hugging Face model has beside its weights."""
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint meant by `path`: itself, or the newest one in it.
+
+    Raises:
+        FilesError: when there is none.
+    """
+    if (path / METADATA).is_file():
+        return path
+    if not (path / LATEST).is_file():
+        raise FilesError(f"{path}: no Megatron checkpoint: neither {LATEST} nor {METADATA} there")
+    newest = (path / LATEST).read_text().strip()
+    folder = path / (f"iter_{int(newest):07d}" if newest.isdigit() else newest)
+    if not (folder / METADATA).is_file():
+        raise FilesError(f"{path}: {LATEST} says {newest}, but {folder.name} is not there, whole")
+    return folder
+
+
+class MegatronModel:
+    """Reads the model of a checkpoint by Hugging Face names, as HFReader does, or by parameters.
+
+    Args:
+        directory: a checkpoint, with its companions.
+        dtype: what tensors are read as; None: as they are stored.
+
+    Raises:
+        FilesError: when the checkpoint is damaged, or its tensors are not what its config.json
+            says; found out before any tensor is read.
+    """
+
+    def __init__(self, directory: Path, dtype: torch.dtype | None = None):
+        self.directory, self.companions = directory, directory / COMPANIONS
+        self.reader = TorchDistReader(directory, dtype)
+        if not self.companions.is_dir():
+            raise FilesError(
+                f"{directory}: lacks the folder {COMPANIONS}/ with config.json and tokenizer"
+            )
+        model = read_shape(COMPANIONS, str(self.companions))
+        self.rules = stored_rules(model)
+        self.slots = checkpoint_slots(self.rules)
+        self.sizes = {name: whole_size(name, model) for name in self.rules}
+        self._check_sizes()
+        self._metas: dict[str, Tensor] = {}
+        self._parameter_of: dict[str, str] = {}
+        for name, rule in self.rules.items():
+            dtype = self.reader.dtype(self.slots[name])
+            parameter = torch.empty(self.sizes[name], dtype=dtype, device="meta")
+            for tensor, meta in rule.merge([parameter]).items():
+                self._metas[tensor], self._parameter_of[tensor] = meta, name
+        self._merged: dict[str, Tensor] = {}
+
+    @property
+    def source(self) -> str:
+        """The Hugging Face model it came from."""
+        return read_common(self.directory).get("hf_model", "unknown")
+
+    @property
+    def expected(self) -> dict[str, Tensor]:
+        """Every Hugging Face tensor's shape and type, as a tensor without storage."""
+        return self._metas
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._metas)
+
+    def shape(self, name: str) -> list[int]:
+        return list(self._metas[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._metas[name].dtype
+
+    def read(self, name: str) -> Tensor:
+        """The Hugging Face tensor `name`. The other parts of its parameter are held until they, or
+        a part of another, are asked for."""
+        if name not in self._merged:
+            self._merged.clear()
+            parameter = self._parameter_of[name]
+            self._merged |= self.rules[parameter].merge([self.parameter(parameter)])
+        return self._merged.pop(name)
+
+    def parameter(self, name: str) -> Tensor:
+        """The Megatron parameter `name`, whole, without padding."""
+        return self.reader.read(self.slots[name], self.sizes[name])
+
+    def _check_sizes(self) -> None:
+        for name, size in self.sizes.items():
+            found = self.reader.size(self.slots[name])
+            padded = isinstance(self.rules[name], VocabRows) and found[0] >= size[0]
+            if found[padded:] != size[padded:]:
+                raise FilesError(
+                    f"{self.directory}: {name} is {list(found)}; by config.json it is {list(size)}"
+                )

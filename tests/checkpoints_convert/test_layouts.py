@@ -1,0 +1,33 @@
+"""Converted checkpoints load into Megatron at any layout, and come back from any."""
+
+from pathlib import Path
+
+import pytest
+
+from checkpoints_convert import megatron_to_hf
+from checkpoints_convert.megatron import COMPANIONS, MegatronModel
+from grpo_mcore.models.hf_files import copy_companions
+from tests.checkpoints_convert.test_round_trip import assert_same
+from tests.conftest import FAMILY_MODELS
+from tests.end_to_end.conftest import run_command, torchrun
+from tests.models.parity_worker import LAYOUTS
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_models, converted, tmp_path_factory) -> Path:
+    """Checkpoints saved at the layouts of LAYOUTS. The worker fails where what it loads is not,
+    name by name and bit by bit, what Megatron wants and Hugging Face's files hold."""
+    directory = tmp_path_factory.mktemp("saved")
+    worker = Path(__file__).with_name("layouts_worker.py")
+    run_command(torchrun(4, worker, tiny_models, converted, directory))
+    return directory
+
+
+@pytest.mark.parametrize("model", FAMILY_MODELS)
+def test_every_layout_comes_back(tiny_models, saved, tmp_path, model):
+    copy_companions(tiny_models / model, saved / model / COMPANIONS)
+    megatron_to_hf.convert(saved / model, tmp_path / "back", dtype=None, check=True)
+    assert_same(tmp_path / "back", tiny_models / model)
+    checkpoint = MegatronModel(saved / model)
+    rows, _ = checkpoint.reader.size(checkpoint.slots["embedding.word_embeddings.weight"])
+    assert rows == (578 if LAYOUTS[model][0].startswith("2x") else 577)  # padded for TP 2

@@ -1,0 +1,64 @@
+"""Every family computes what transformers computes, alone and at a mixed layout, and comes back
+from Megatron as it went in."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import FAMILY_MODELS
+from tests.end_to_end.conftest import run_command, torchrun
+
+HERE = Path(__file__).parent
+LAYOUTS = ("single", "mixed")
+
+
+@pytest.fixture(scope="module")
+def output(tiny_models, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("parity")
+    for name in ("reference", *LAYOUTS):
+        (directory / name).mkdir()
+    run_command(
+        [sys.executable, HERE / "parity_reference.py", tiny_models, directory / "reference"]
+    )
+    for name, processes in zip(LAYOUTS, (1, 4), strict=True):
+        run_command(torchrun(processes, HERE / "parity_worker.py", tiny_models, directory / name))
+    return directory
+
+
+def reference(output: Path, model: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """transformers' logits and gradients."""
+    directory = output / "reference"
+    return torch.load(directory / f"{model}.pt"), load_file(directory / model / "model.safetensors")
+
+
+@pytest.mark.parametrize("model", FAMILY_MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_logits_and_gradients_are_transformers(output, layout, model):
+    logits, gradients = reference(output, model)
+    found = torch.load(output / layout / f"{model}.pt")
+    assert (found["logits"] - logits).abs().max() <= 1e-4
+    assert logits.abs().max() > 1e-1
+    assert found["gradients"].keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert gradient.abs().max() > 1e-5, name
+        assert (found["gradients"][name] - gradient).abs().max() <= 1e-6, name
+
+
+@pytest.mark.parametrize("model", FAMILY_MODELS)
+def test_one_wrong_rule_would_be_seen(output, model):
+    logits, gradients = reference(output, model)
+    found = torch.load(output / "single" / f"{model}.pt")["broken"]
+    assert (found["logits"] - logits).abs().max() > 1e-3
+    assert max((found["gradients"][n] - g).abs().max() for n, g in gradients.items()) > 1e-4
+
+
+@pytest.mark.parametrize("model", FAMILY_MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_export_gives_back_every_bit(output, tiny_models, layout, model):
+    expected = load_file(tiny_models / model / "model.safetensors")
+    found = load_file(output / layout / model / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
