@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from checkpoints_convert.command import check_output, parse, progress, prove
-from checkpoints_convert.megatron import COMPANIONS, LATEST, MegatronModel
+from checkpoints_convert.megatron import COMPANIONS, MegatronModel
+from grpo_mcore.checkpoint import folder, manifest
 from grpo_mcore.checkpoint.torch_dist import checkpoint_slots, write_checkpoint
 from grpo_mcore.errors import FilesError
 from grpo_mcore.launch import one_line_errors
@@ -19,6 +20,7 @@ from grpo_mcore.models.hf_files import HFReader, copy_companions, new_directory,
 from grpo_mcore.models.rules import Rule
 from grpo_mcore.models.shape import ModelShape
 
+ITERATION = 0
 CHECKPOINT_VERSION = 3.0
 """Of Megatron-LM: queries, keys and values interleaved by group."""
 
@@ -43,11 +45,11 @@ def convert(source: Path, output: Path, dtype: torch.dtype | None, check: bool) 
     expected = _parameters(rules, shape, reader)
     common = {
         "hf_model": str(source.resolve()),
-        "iteration": 0,
+        "iteration": ITERATION,
         "checkpoint_version": CHECKPOINT_VERSION,
     }
     with new_directory(output, total_bytes(expected)) as work:
-        checkpoint = work / "iter_0000000"
+        checkpoint = folder.checkpoint_at(work, ITERATION)
         copy_companions(source, checkpoint / COMPANIONS)
         with progress("writing", expected) as bar:
 
@@ -56,7 +58,9 @@ def convert(source: Path, output: Path, dtype: torch.dtype | None, check: bool) 
                 return rules[name].shard(reader, 0, 1)
 
             write_checkpoint(checkpoint, expected, make, common)
-        (work / LATEST).write_text("0")
+        files = [str(f.relative_to(checkpoint)) for f in checkpoint.rglob("*") if f.is_file()]
+        manifest.write_manifest(checkpoint, manifest.describe(checkpoint, files))
+        folder.record(work, folder.LATEST, ITERATION)
         if check:
             written = MegatronModel(checkpoint)
             with progress("checking", expected) as bar:

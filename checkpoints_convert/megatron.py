@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from grpo_mcore.checkpoint import folder, manifest
 from grpo_mcore.checkpoint.pickles import METADATA, read_common
 from grpo_mcore.checkpoint.torch_dist import TorchDistReader, checkpoint_slots
 from grpo_mcore.errors import FilesError
@@ -12,7 +13,6 @@ from grpo_mcore.models.expected import stored_rules, whole_size
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.rules import VocabRows
 
-LATEST = "latest_checkpointed_iteration.txt"
 COMPANIONS = "hf"
 """The folder, among a checkpoint's files, of what a Hugging Face model has beside its weights."""
 
@@ -25,13 +25,29 @@ def find_checkpoint(path: Path) -> Path:
     """
     if (path / METADATA).is_file():
         return path
-    if not (path / LATEST).is_file():
-        raise FilesError(f"{path}: no Megatron checkpoint: neither {LATEST} nor {METADATA} there")
-    newest = (path / LATEST).read_text().strip()
-    folder = path / (f"iter_{int(newest):07d}" if newest.isdigit() else newest)
-    if not (folder / METADATA).is_file():
-        raise FilesError(f"{path}: {LATEST} says {newest}, but {folder.name} is not there, whole")
-    return folder
+    latest = path / folder.LATEST
+    if not latest.is_file():
+        raise FilesError(f"{path}: no Megatron checkpoint: neither {latest.name} nor {METADATA}")
+    newest = latest.read_text().strip()
+    found = folder.checkpoint_at(path, int(newest)) if newest.isdigit() else path / newest
+    if not (found / METADATA).is_file():
+        raise FilesError(f"{path}: {latest.name} says {newest}, but {found.name} is not there")
+    return found
+
+
+def check_manifest(checkpoint: Path, with_checksums: bool) -> None:
+    """Compares the files of `checkpoint` with its manifest, if it has one: Megatron-LM writes none.
+
+    Raises:
+        FilesError: naming the first file that is missing, truncated or (by checksum) altered.
+    """
+    if (checkpoint / manifest.NAME).is_file():
+        entries = manifest.read_manifest(checkpoint)
+        fault = entries
+        if not isinstance(entries, str):
+            fault = manifest.first_fault(checkpoint, entries, with_checksums)
+        if fault:
+            raise FilesError(f"{checkpoint}: {fault}")
 
 
 class MegatronModel:
@@ -41,6 +57,10 @@ class MegatronModel:
         directory: a checkpoint, with its companions.
         dtype: what tensors are read as; None: as they are stored.
 
+    Attributes:
+        rules: by the name of the parameter.
+        expected: every Hugging Face tensor's shape and type, as a tensor without storage.
+
     Raises:
         FilesError: when the checkpoint is damaged, or its tensors are not what its config.json
             says; found out before any tensor is read.
@@ -48,6 +68,7 @@ class MegatronModel:
 
     def __init__(self, directory: Path, dtype: torch.dtype | None = None):
         self.directory, self.companions = directory, directory / COMPANIONS
+        check_manifest(directory, with_checksums=False)
         self.reader = TorchDistReader(directory, dtype)
         if not self.companions.is_dir():
             raise FilesError(
@@ -58,13 +79,15 @@ class MegatronModel:
         self.slots = checkpoint_slots(self.rules)
         self.sizes = {name: whole_size(name, model) for name in self.rules}
         self._check_sizes()
-        self._metas: dict[str, Tensor] = {}
+        self.expected: dict[str, Tensor] = {}
         self._parameter_of: dict[str, str] = {}
         for name, rule in self.rules.items():
-            dtype = self.reader.dtype(self.slots[name])
-            parameter = torch.empty(self.sizes[name], dtype=dtype, device="meta")
-            for tensor, meta in rule.merge([parameter]).items():
-                self._metas[tensor], self._parameter_of[tensor] = meta, name
+            held = torch.empty(
+                self.sizes[name], dtype=self.reader.dtype(self.slots[name]), device="meta"
+            )
+            parts = rule.merge([held])
+            self.expected |= parts
+            self._parameter_of |= dict.fromkeys(parts, name)
         self._merged: dict[str, Tensor] = {}
 
     @property
@@ -73,19 +96,14 @@ class MegatronModel:
         return read_common(self.directory).get("hf_model", "unknown")
 
     @property
-    def expected(self) -> dict[str, Tensor]:
-        """Every Hugging Face tensor's shape and type, as a tensor without storage."""
-        return self._metas
-
-    @property
     def names(self) -> list[str]:
-        return list(self._metas)
+        return list(self.expected)
 
     def shape(self, name: str) -> list[int]:
-        return list(self._metas[name].shape)
+        return list(self.expected[name].shape)
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._metas[name].dtype
+        return self.expected[name].dtype
 
     def read(self, name: str) -> Tensor:
         """The Hugging Face tensor `name`. The other parts of its parameter are held until they, or

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from checkpoints_convert.command import check_output, parse, progress, prove
-from checkpoints_convert.megatron import MegatronModel, find_checkpoint
+from checkpoints_convert.megatron import MegatronModel, check_manifest, find_checkpoint
 from grpo_mcore.launch import one_line_errors
 from grpo_mcore.models.hf_files import HFReader, fill_model, new_directory, total_bytes
 
@@ -21,7 +21,8 @@ def convert(source: Path, output: Path, dtype: torch.dtype | None, check: bool) 
     Args:
         source: a checkpoint, or a folder of them, of which the newest is taken.
         dtype: what its tensors are stored as; None: what they are.
-        check: whether to read the result back and compare it with the source.
+        check: whether to compare the source's files with the checksums of its manifest, and the
+            result, read back, with the source.
 
     Raises:
         ConfigError: when the model is none of the known families.
@@ -29,6 +30,8 @@ def convert(source: Path, output: Path, dtype: torch.dtype | None, check: bool) 
     """
     model = MegatronModel(find_checkpoint(source), dtype)
     print(f"{model.directory}: came from {model.source}")
+    if check:
+        check_manifest(model.directory, with_checksums=True)
     expected = model.expected
     with new_directory(output, total_bytes(expected)) as work:
         with progress("writing", expected) as bar:

@@ -30,7 +30,7 @@ def configure(script: Path, arguments: list[str]) -> TeacherGRPOConfig:
     overrides = []
     for argument in arguments:
         if argument in ("--resume", "resume"):
-            overrides.append("resume=true")
+            overrides.append("resume=auto")
         elif argument.startswith("experiment="):
             experiment = argument.removeprefix("experiment=")
         else:
@@ -62,7 +62,7 @@ def launch(script: str, arguments: list[str]) -> None:
     the numbers torchrun's own variables give."""
     from torch.distributed.run import main as torchrun
 
-    from grpo_mcore.trainers.base import check_output_dir
+    from grpo_mcore.trainers.base import choose_start
     from grpo_mcore.trainers.preflight import check_job, check_settings
 
     with one_line_errors():
@@ -71,7 +71,7 @@ def launch(script: str, arguments: list[str]) -> None:
         config = configure(Path(script), arguments)
         check_settings(config)
         prepare(config, Path(script))
-        check_output_dir(config, config.resume)
+        choose_start(config)
         check_job(config, nodes * per_node)
     address = ["--standalone"]
     if nodes > 1:

@@ -1,6 +1,6 @@
 """Times the conversion of a model to Megatron and back, and shows the memory it takes.
 
-    python tools/bench_convert.py [--check] [--output outputs/bench_convert.json]
+    python tools/bench_convert.py [--check] [--repeats 5] [--output outputs/bench_convert.json]
 
 The model has the sizes of Qwen2.5-0.5B and random weights in bfloat16. Each conversion is a process
 of its own, timed from when everything is imported; "over bare" is its peak of resident memory,
@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,26 +44,27 @@ def main() -> None:
         return run_measured(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="convert with --check")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "bench_convert.json")
     arguments = parser.parse_args()
-    check = ["--check"] if arguments.check else []
+    check = ["--check", "--force"] if arguments.check else ["--force"]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.output.parent) as directory:
         model, megatron, back = (Path(directory) / name for name in ("model", "megatron", "back"))
         write_random_model(model)
-        rows = {
-            "hf_to_megatron": measure(
-                "hf_to_megatron", "--hf", model, "--output", megatron, *check
-            ),
-            "megatron_to_hf": measure(
-                "megatron_to_hf", "--megatron", megatron, "--output", back, *check
-            ),
-            "plain copy": {"seconds": time_copy(model, Path(directory) / "copy")},
-        }
+        runs: dict[str, list[dict]] = {"hf_to_megatron": [], "megatron_to_hf": [], "plain copy": []}
+        for _ in range(arguments.repeats):
+            runs["hf_to_megatron"].append(
+                measure("hf_to_megatron", "--hf", model, "--output", megatron, *check)
+            )
+            runs["megatron_to_hf"].append(
+                measure("megatron_to_hf", "--megatron", megatron, "--output", back, *check)
+            )
+            runs["plain copy"].append({"seconds": time_copy(model, Path(directory) / "copy")})
         size = (model / "model.safetensors").stat().st_size
     result = {"model_mib": size // MIB, "check": arguments.check, "cpus": os.cpu_count()}
-    arguments.output.write_text(json.dumps(result | {"rows": rows}, indent=2) + "\n")
-    show(result, rows)
+    arguments.output.write_text(json.dumps(result | {"runs": runs}, indent=2) + "\n")
+    show(result, runs)
     print(f"written: {arguments.output}")
 
 
@@ -124,14 +126,19 @@ def time_copy(source: Path, target: Path) -> float:
     for path in target.iterdir():
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-    return round(time.perf_counter() - start, 2)
+    seconds = round(time.perf_counter() - start, 2)
+    shutil.rmtree(target)
+    return seconds
 
 
-def show(result: dict, rows: dict[str, dict]) -> None:
+def show(result: dict, runs: dict[str, list[dict]]) -> None:
     print(f"\n{result['model_mib']} MiB of weights{', with --check' * result['check']}")
-    print(f"{'':20s}{'seconds':>10s}{'MiB over bare':>16s}")
-    for name, row in rows.items():
-        print(f"{name:20s}{row['seconds']:>10.2f}{row.get('mib_over_bare', ''):>16}")
+    print(f"{'':20s}{'median s':>10s}{'min':>8s}{'max':>8s}{'MiB over bare':>16s}")
+    for name, rows in runs.items():
+        seconds = [row["seconds"] for row in rows]
+        times = f"{statistics.median(seconds):>10.2f}{min(seconds):>8.2f}{max(seconds):>8.2f}"
+        memory = max((row.get("mib_over_bare", 0) for row in rows), default=0)
+        print(f"{name:20s}{times}{memory or '':>16}")
 
 
 if __name__ == "__main__":

@@ -1,114 +1,217 @@
-"""Checkpoints of a run in Megatron's distributed format and folder layout.
+"""Saves a policy with all that its run needs to go on, and loads it, at any layout.
 
-    checkpoints/latest_checkpointed_iteration.txt   "40"
-    checkpoints/iter_0000040/                       torch_dist shards and common state
+    iter_0000040/
+      __0_0.distcp ...  common.pt  .metadata  metadata.json    Megatron's distributed checkpoint
+      state.json              the loop's and the trainer's own state
+      random_00000.json ...   every rank's random generators
+      config.yaml             the whole configuration
+      hf/                     the model's configuration, tokenizer and chat template
+      manifest.json           sizes and checksums of all these
 
-The data position, the sampling seeds and the student's prefetched answers are functions of the step
-number, so the step is all of them.
+The data position and the sampling seeds are functions of the step number, so the step is all of
+them.
 """
 
+import json
+import os
+import pickle
+import queue
+import re
 import shutil
-import sys
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import torch
+import yaml
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from torch.distributed.checkpoint import CheckpointException
 
-from grpo_mcore.checkpoint import distributed_adam
+from grpo_mcore.checkpoint import folder, manifest
+from grpo_mcore.checkpoint.optimizer_state import load_states, sharded_states
+from grpo_mcore.checkpoint.pickles import check_pickles
+from grpo_mcore.checkpoint.random_state import random_state, restore_random_state
+from grpo_mcore.config import TeacherGRPOConfig
+from grpo_mcore.errors import FilesError
+from grpo_mcore.models.hf_files import copy_companions
 from grpo_mcore.training.policy import Policy
 
-LATEST = "latest_checkpointed_iteration.txt"
+STATE = "state.json"
+CONFIG = "config.yaml"
+HF = "hf"
+_OF_RANK = re.compile(r"(?:__|random_)(\d+)[_.]")
 
 
-def save_checkpoint(policy: Policy, step: int, directory: Path) -> None:
-    """Saves the policy after `step` steps. Collective over its role, which must be this process's
-    default group (Megatron takes no other). The folder is complete before it bears its name."""
-    role = policy.role
-    final = directory / f"iter_{step:07d}"
-    work = final.with_name(final.name + ".partial")
+class CheckpointWriter:
+    """Saves a policy after some of its steps. Every method is called by all ranks of its role,
+    which must be the process's default group (Megatron takes no other)."""
 
-    def prepare() -> None:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    def __init__(self, policy: Policy, directory: Path, model_path: str, config: TeacherGRPOConfig):
+        """
+        Args:
+            directory: the folder of all checkpoints.
+            model_path: the Hugging Face directory that the policy was loaded from.
+        """
+        self.policy, self.directory = policy, directory
+        self.model_path, self.config = model_path, config
+        self.under_way = AsyncCallsQueue()
+        self.step = 0
 
-    role.once(prepare)
-    with _without_main_file():
-        filesystem_async._get_write_results_queue()
-    dist_checkpointing.save(_state(policy, step, is_loading=False), str(work))
+    def save(self, step: int, state: dict, best: int | None = None) -> None:
+        """Saves the policy after `step` steps; with `async_save`, only begins to.
 
-    def finish() -> None:
-        shutil.rmtree(final, ignore_errors=True)
-        work.rename(final)
-        (directory / LATEST).write_text(str(step))
+        Args:
+            state: what `load_checkpoint` shall return: JSON.
+            best: the step of the best checkpoint so far, to be kept.
 
-    role.once(finish)
+        Raises:
+            FilesError: when it cannot be written; checkpoints before it are as they were.
+        """
+        self.finish()
+        self.step = step
+        role = self.policy.role
+        with self._one_line():
+            work = Path(role.once(lambda: str(folder.start(self.directory, step))))
+            filesystem_async._results_queue = _Results()
+            request = dist_checkpointing.save(
+                _sharded_state(self.policy, is_loading=False)
+                | {"step": step, "hf_model": str(Path(self.model_path).resolve())},
+                str(work),
+                async_sharded_save=True,
+                # Not all ranks hold gathered states (see optimizer_state).
+                preprocess_common_before_consistancy_check=lambda common: {},
+            )
+            role.once(lambda: self._describe(work, state | {"step": step}))
+            write_json(work / f"random_{role.rank:05d}.json", random_state())
+            request.add_finalize_fn(partial(self._complete, step, work, best))
+            if self.config.async_save:
+                self.under_way.schedule_async_request(request)
+            else:
+                request.execute_sync()
+
+    def poll(self) -> None:
+        """Completes a save that every rank has written."""
+        with self._one_line():
+            self.under_way.maybe_finalize_async_calls()
+
+    def finish(self) -> None:
+        """Waits for a save under way, and completes it."""
+        with self._one_line():
+            self.under_way.maybe_finalize_async_calls(blocking=True)
+
+    def _describe(self, work: Path, state: dict) -> None:
+        write_json(work / STATE, state | {"layout": str(self.policy.role.layout)})
+        (work / CONFIG).write_text(yaml.safe_dump(asdict(self.config), sort_keys=False))
+        copy_companions(self.model_path, work / HF)
+
+    def _complete(self, step: int, work: Path, best: int | None) -> None:
+        """Makes the written folder a checkpoint, and removes those beyond the limit."""
+        role, limit = self.policy.role, self.config.save_total_limit
+        names = [str(f.relative_to(work)) for f in work.rglob("*") if f.is_file()]
+        mine = [name for name in names if _rank_that_wrote(name) == role.rank]
+        entries = role.all_gather(manifest.describe(work, mine))
+
+        def publish() -> None:
+            manifest.write_manifest(work, {k: v for part in entries for k, v in part.items()})
+            folder.put_in_place(work, folder.checkpoint_at(self.directory, step))
+            folder.record(self.directory, folder.LATEST, step)
+            if best is not None:
+                folder.record(self.directory, folder.BEST, best)
+            if limit is not None:
+                folder.prune(self.directory, step, limit, best)
+
+        role.once(publish)
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, CheckpointException) as error:  # a full disk, for example
+            reason = str(error)
+            if isinstance(error, CheckpointException):  # of a shard; it hides the error's number
+                reason = next((str(e) for e, _ in error.failures.values()), "another rank failed")
+                free = shutil.disk_usage(self.directory).free
+                reason += f" ({free / 2**30:.1f} GiB are free there)"
+            raise FilesError(
+                f"{self.directory}: the checkpoint of step {self.step} was not written: {reason}"
+            ) from error
 
 
-def latest_step(directory: Path) -> int | None:
-    """The step of the newest checkpoint in `directory`; None without one."""
-    file = directory / LATEST
-    return int(file.read_text()) if file.exists() else None
-
-
-def load_checkpoint(policy: Policy, directory: Path) -> int:
-    """Loads the newest checkpoint into the policy.
+def load_checkpoint(policy: Policy, checkpoint: Path) -> dict:
+    """Loads a checkpoint, whose manifest was verified, into the policy. Random generators are set
+    where the layout is the one that was saved.
 
     Returns:
-        The number of steps it had made.
+        The state given to `save`, with "step", the number of steps it had made.
 
     Raises:
-        FileNotFoundError: when there is none.
+        FilesError: when a file of it could run code.
     """
-    step = latest_step(directory)
-    if step is None:
-        raise FileNotFoundError(f"{directory}: no checkpoint ({LATEST} is missing)")
-    distributed_adam.before_loading(policy.optimizer)
-    state = dist_checkpointing.load(
-        _state(policy, step, is_loading=True), str(directory / f"iter_{step:07d}")
-    )
-    policy.chunks[0].load_state_dict(state["model"])
-    with torch.no_grad():  # it copies into parameters that want gradients
-        policy.optimizer.load_state_dict(state["optimizer"])
-    distributed_adam.after_loading(policy.optimizer)
-    policy.scheduler.load_state_dict(state["scheduler"])
-    policy.version = state["version"]
-    return state["step"]
+    role = policy.role
+    role.once(lambda: check_pickles(checkpoint))
+    state = _sharded_state(policy, is_loading=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch, about what Megatron uses of it
+        loaded = dist_checkpointing.load(state, str(checkpoint))
+    for number, chunk in enumerate(policy.chunks):
+        chunk.load_state_dict(loaded["model"][number])
+    load_states(policy.optimizer, loaded["optimizer"], saved_parts=loaded["optimizers"])
+    policy.scheduler.load_state_dict(loaded["scheduler"])
+    policy.version = loaded["version"]
+    state = json.loads((checkpoint / STATE).read_text())
+    if state.pop("layout") == str(role.layout):
+        text = (checkpoint / f"random_{role.rank:05d}.json").read_text()
+        restore_random_state(json.loads(text))
+    return state
 
 
-def _state(policy: Policy, step: int, is_loading: bool) -> dict:
-    metadata = {
-        "dp_cp_group": policy.role.groups.dp_cp,
-        # The distributed optimizer's other format corrupts what it loads where parameters' sizes
-        # are no multiples of 64; this one wants the same TP x PP again.
-        "distrib_optim_sharding_type": "dp_reshardable",
-    }
+def write_json(file: Path, content: dict) -> None:
+    file.write_text(json.dumps(content))
+
+
+def _sharded_state(policy: Policy, is_loading: bool) -> dict:
+    metadata = {"dp_cp_group": policy.role.groups.dp_cp}
     with _data_parallel_rank(policy):
-        model = policy.chunks[0].sharded_state_dict(metadata=metadata)
-        optimizer = policy.optimizer.sharded_state_dict(
-            model, is_loading=is_loading, metadata=metadata
-        )
+        model = {
+            number: chunk.sharded_state_dict(metadata=metadata)
+            for number, chunk in enumerate(policy.chunks)
+        }
+        optimizer = sharded_states(policy.optimizer, model, is_loading, metadata)
     return {
         "model": model,
         "optimizer": optimizer,
+        "optimizers": len(optimizer),
         "scheduler": policy.scheduler.state_dict(),
         "version": policy.version,
-        "step": step,
     }
 
 
-@contextmanager
-def _without_main_file():
-    """Megatron's writer starts a process, which Python would have import the user's script again:
-    without an `if __name__ == "__main__"` there, the save would fail at the end of the run."""
-    main = sys.modules["__main__"].__dict__
-    hidden = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
-    main["__spec__"] = None
-    try:
-        yield
-    finally:
-        main |= hidden
+def _rank_that_wrote(name: str) -> int:
+    match = _OF_RANK.match(name)
+    return int(match[1]) if match else 0
+
+
+class _Results:
+    """How Megatron's forked writers report to this process. It stands in for Megatron's own queue,
+    which is a process more for each rank, imports the user's script, and outlives a killed job."""
+
+    def __init__(self):
+        self.file = os.fdopen(os.memfd_create("results"), "w+b")
+
+    def put(self, results) -> None:
+        pickle.dump(results, self.file)
+        self.file.flush()
+
+    def get_nowait(self):
+        self.file.seek(0)
+        try:
+            return pickle.load(self.file)
+        except EOFError as error:  # the writer died
+            raise queue.Empty from error
 
 
 @contextmanager

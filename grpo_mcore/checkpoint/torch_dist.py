@@ -188,8 +188,10 @@ def write_checkpoint(
     try:
         written = writer.write_data(plan, _Lazy(names, make)).wait()
     except RuntimeError as error:
-        # When a write fails, torch complains of the hole it left in the archive.
-        raise error.__context__ or error from None
+        # When a write fails or is interrupted, torch complains of the hole in its archive.
+        if isinstance(error.__context__, (OSError, KeyboardInterrupt)):
+            raise error.__context__ from None
+        raise
     writer.finish(metadata, [written])
     torch.save(common, directory / COMMON)
     save_config(CheckpointingConfig("torch_dist"), str(directory))

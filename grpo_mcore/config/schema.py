@@ -196,8 +196,19 @@ class TeacherGRPOConfig(TrainingConfig):
     """Evaluate every so many steps; 0: before the first and after the last only."""
     save_steps: int = 0
     """Checkpoint every so many steps; 0: after the last only."""
-    resume: bool = False
-    """Go on from the newest checkpoint in output_dir."""
+    async_save: bool = False
+    """Write checkpoints beside the next steps, from a copy in host memory. One takes effect in a
+    later step, when every rank has written its part."""
+    save_total_limit: int | None = None
+    """As in transformers: checkpoints kept, the oldest go first. The best is among them and never
+    goes; so with 1 there are two where the best is not the newest. None: all."""
+    metric_for_best_model: str | None = None
+    """A metric as metrics.jsonl names it. The checkpoint after whose step it was best (measured at
+    that step) is kept, and named in checkpoints/best_checkpointed_iteration.txt."""
+    greater_is_better: bool = True
+    resume: str | None = None
+    """"auto": go on from the newest valid checkpoint in output_dir, if there is one. A path, to a
+    folder of checkpoints or to one of them: from that one only. The layout may be another."""
     log_completions: int = 4
     """Guidances a step written to completions.jsonl."""
     prepare: str | None = None

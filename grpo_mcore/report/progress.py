@@ -25,9 +25,8 @@ class Progress:
             smoothing=0.1,
             disable=None,  # a bar belongs on a terminal, not in a log file
         )
-        if first_step:
-            for name in ("metrics", "completions"):
-                _forget_after(directory / f"{name}.jsonl", first_step)
+        for name in ("metrics", "completions"):
+            _forget_after(directory / f"{name}.jsonl", first_step)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Records a finished training step (counted from 1)."""
@@ -66,8 +65,11 @@ def read_metrics(directory: Path) -> list[dict]:
 
 
 def _forget_after(file: Path, step: int) -> None:
-    """Drops what an interrupted run recorded after the checkpoint it now goes on from; the last
-    line may be half a line."""
+    """Drops what an interrupted run recorded after the checkpoint it now goes on from (all of it
+    where there is none); the last line may be half a line."""
     if file.exists():
         whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        file.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+        kept = [line for line in whole if step and json.loads(line)["step"] <= step]
+        work = file.with_suffix(".partial")
+        work.write_text("".join(kept))
+        work.replace(file)

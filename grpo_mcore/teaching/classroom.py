@@ -4,7 +4,7 @@ Every method is called by all ranks of the teacher, with the same arguments.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.data.questions import Question
@@ -13,7 +13,7 @@ from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Completion, Request, request_seed
 from grpo_mcore.teaching.lesson import Attempt, Lesson, collect_attempts, summarise
-from grpo_mcore.teaching.student import Asker, Pending, StudentWork
+from grpo_mcore.teaching.student import Asker, Finished, Pending, StudentWork
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,13 @@ class PendingAttempts:
         work = self.pending.result()
         return collect_attempts(self.questions, work, self.baseline_samples), work
 
+    def record(self) -> dict:
+        """The attempts as JSON, once they are there."""
+        return {
+            "questions": [question.text for question in self.questions],
+            "work": asdict(self.pending.result()),
+        }
+
 
 class Classroom:
     """`key` arguments seed the sampling: the same key gives the same text."""
@@ -52,6 +59,13 @@ class Classroom:
             [q.text for q in questions], [f"{key}/{i}" for i in range(len(questions))]
         )
         return PendingAttempts(questions, pending, self.config.baseline_samples)
+
+    def recall_attempts(self, questions: list[Question], record: dict) -> PendingAttempts | None:
+        """The attempts in `record`; None if they are not those of `questions`."""
+        if record["questions"] != [question.text for question in questions]:
+            return None
+        finished = Finished(StudentWork(**record["work"]))
+        return PendingAttempts(questions, finished, self.config.baseline_samples)
 
     def guide(
         self, attempts: list[Attempt], key: str, copies: int, temperature: float

@@ -33,6 +33,16 @@ class Pending(Protocol):
     def result(self) -> StudentWork: ...
 
 
+@dataclass(frozen=True)
+class Finished:
+    """An answer that is there already."""
+
+    work: StudentWork
+
+    def result(self) -> StudentWork:
+        return self.work
+
+
 class Asker(Protocol):
     """`attempts` gives all unaided answers, question by question (`baseline_samples` each), then
     one approach for each question. `taught_answers` gives one answer for each pair.

@@ -183,6 +183,12 @@ def _check_numbers(config: TeacherGRPOConfig) -> None:
         _at_least(key, attrgetter(key)(config), 0)
     if not 0 < config.top_p <= 1:
         raise ConfigError(f"top_p={config.top_p}: must be above 0 and at most 1")
+    if config.save_total_limit is not None:
+        _at_least("save_total_limit", config.save_total_limit, 1)
+    if (config.metric_for_best_model or "").startswith("eval_") and config.data.eval is None:
+        raise ConfigError(
+            f"metric_for_best_model={config.metric_for_best_model}: needs data.eval, there is none"
+        )
     for key in ("deadline_seconds", "kv_cache_gib", "gpu_memory_utilization"):
         if getattr(config.rollout, key) <= 0:
             raise ConfigError(f"rollout.{key}={getattr(config.rollout, key)}: must be above 0")

@@ -8,13 +8,14 @@ adaptive prompt the guidance was sampled from, not on the bare question.
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from grpo_mcore import device
 from grpo_mcore.config import TeacherGRPOConfig
-from grpo_mcore.data.questions import questions_of_step
+from grpo_mcore.data.questions import Question, questions_of_step
 from grpo_mcore.data.text import extract_solution
 from grpo_mcore.models.build import load_model
 from grpo_mcore.objectives.advantages import group_advantages
@@ -28,7 +29,7 @@ from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.teaching.classroom import Classroom, Guidance, PendingAttempts
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
 from grpo_mcore.teaching.student import LocalStudent, RemoteStudent, Student, serve
-from grpo_mcore.trainers.base import Loop, check_output_dir
+from grpo_mcore.trainers.base import ANEW, Loop, Start, choose_start
 from grpo_mcore.trainers.preflight import Job, check_job
 from grpo_mcore.training.batch import Batch, align, pad_batch
 from grpo_mcore.training.policy import Policy, Reference, release
@@ -90,7 +91,7 @@ class TeacherGRPOTrainer:
         deadline = config.rollout.deadline_seconds
         with join(job.layouts, job.placement, deadline) as world, ExitStack() as cleanup:
             if "teacher" in world.roles:
-                world.roles["teacher"].once(lambda: check_output_dir(config, config.resume))
+                start = choose_start(config, world.roles["teacher"])
             student = None
             if "student" in world.roles:
                 pool = start_engines(world.roles["student"], config, job)
@@ -99,7 +100,7 @@ class TeacherGRPOTrainer:
             if "teacher" in world.roles:
                 pool = start_engines(world.roles["teacher"], config, job)
                 cleanup.callback(pool.close)
-                return TeacherLoop(self, world, pool, student).run()
+                return TeacherLoop(self, world, pool, student, start).run()
             serve(student, world.roles["student"], world.mailbox)
             return {}
 
@@ -146,6 +147,7 @@ class TeacherLoop:
         world: World,
         pool: RolloutPool,
         local: LocalStudent | None,
+        start: Start = ANEW,
     ):
         self.config, self.job, self.reward = trainer.config, trainer.job, trainer.reward
         config, shape = self.config, self.job.shapes["teacher"]
@@ -154,15 +156,17 @@ class TeacherLoop:
         self.student = local or RemoteStudent(self.role, world.mailbox)
         self.classroom = Classroom(self.student, pool, self.tokenizer, config)
         self.phases = Phases()
-        self.prefetched: dict[int, PendingAttempts] = {}
+        self.prefetched: dict[str, PendingAttempts] = {}
         self.training_span = (0.0, 0.0)
-        self.eval_attempts: list[Attempt] | None = None
 
         self.policy = Policy(self.role, shape, config.teacher, config)
         self.reference = (
             Reference(self.role, shape, config.teacher, config.seed) if config.beta else None
         )
-        self.loop = Loop(config, self.role, self.policy, SHOWN)
+        self.loop = Loop(config, self.role, self.policy, config.teacher.path, start, SHOWN)
+        self.recorded: dict[str, dict] = {}
+        if self.loop.restored.get("student") == student_settings(config):
+            self.recorded = self.loop.restored["attempts"]
         pool.wait_until_ready()
         self.sync = WeightSync(
             self.policy.chunks, shape, self.role, pool, config.rollout.bucket_megabytes
@@ -173,7 +177,8 @@ class TeacherLoop:
         self.loop.say(self.job.describe())
         if self.job.dropped:
             self.loop.say(f"data: {self.job.dropped} questions dropped as too long")
-        metrics = self.loop.run(self.train_step, self.evaluate if self.job.eval else None)
+        evaluate = self.evaluate if self.job.eval else None
+        metrics = self.loop.run(self.train_step, evaluate, self.state)
         self.student.close()
         final = Path(self.config.output_dir) / "final"
         shape, like = self.job.shapes["teacher"], self.config.teacher.path
@@ -220,17 +225,31 @@ class TeacherLoop:
     def prefetch(self, step: int) -> None:
         """Asks the student for the attempts of `step` without waiting. They do not depend on the
         teacher, so the student makes them while the teacher trains."""
-        if step not in self.prefetched and step < self.config.max_steps:
+        if step < self.config.max_steps:
             config = self.config
             questions = questions_of_step(
                 self.job.train, step, config.num_prompts_per_step, config.seed
             )
-            self.prefetched[step] = self.classroom.ask_attempts(questions, f"step {step}")
+            self.ask_attempts(questions, f"step {step}")
+
+    def ask_attempts(self, questions: list[Question], key: str) -> PendingAttempts:
+        """The attempts under `key`: already asked for, in the checkpoint, or asked for now."""
+        if key not in self.prefetched:
+            record = self.recorded.pop(key, None)
+            recalled = self.classroom.recall_attempts(questions, record) if record else None
+            self.prefetched[key] = recalled or self.classroom.ask_attempts(questions, key)
+        return self.prefetched[key]
+
+    def state(self) -> dict:
+        """What the student has been asked ahead, for a checkpoint: with it, a resumed run repeats
+        this one even where the student's engines would say something else the second time."""
+        attempts = {key: pending.record() for key, pending in self.prefetched.items()}
+        return {"student": student_settings(self.config), "attempts": attempts}
 
     def attempts_of(self, step: int) -> list[Attempt]:
         """The attempts of the step, and how much of the student's time training has hidden."""
         self.prefetch(step)
-        attempts, work = self.prefetched.pop(step).result()
+        attempts, work = self.prefetched.pop(f"step {step}").result()
         since, until = self.training_span
         hidden = max(0.0, min(work.finished, until) - max(work.started, since))
         self.phases.seconds["student_attempts"] = work.finished - work.started
@@ -308,9 +327,8 @@ class TeacherLoop:
 
     def evaluate(self) -> dict[str, float]:
         """Teaches the held-out questions. The student is frozen, so it attempts them once."""
-        if self.eval_attempts is None:
-            self.eval_attempts, _ = self.classroom.ask_attempts(self.job.eval, "eval").result()
-        return self.classroom.evaluate(self.eval_attempts, "eval")
+        attempts, _ = self.ask_attempts(self.job.eval, "eval").result()
+        return self.classroom.evaluate(attempts, "eval")
 
     def log_lessons(self, step: int, lessons: list[Lesson], rewards: torch.Tensor) -> None:
         if self.loop.progress:
@@ -327,6 +345,15 @@ class TeacherLoop:
                 for lesson, reward in zip(lessons, rewards, strict=True)
             ]
             self.loop.progress.completions(step + 1, rows[: self.config.log_completions])
+
+
+def student_settings(config: TeacherGRPOConfig) -> dict:
+    """All that the student's attempts depend on beside the questions, as JSON."""
+    names = (
+        "seed", "baseline_samples", "max_probe_tokens", "max_answer_tokens", "student_temperature",
+    )  # fmt: skip
+    settings = {name: getattr(config, name) for name in names}
+    return settings | {"student": asdict(config.student), "templates": asdict(config.templates)}
 
 
 def describe(

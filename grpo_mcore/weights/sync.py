@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.nn import ModuleList
 from torch.multiprocessing.reductions import reduce_tensor
+from torch.nn import ModuleList
 
 from grpo_mcore import device
 from grpo_mcore.errors import KnownError

@@ -1,18 +1,32 @@
-"""Trains, saves, goes on; then loads into a fresh policy and goes on again: both must be equal.
+"""Saves at one layout and goes on, then loads at several and goes on from there.
 
 torchrun --nproc-per-node 4 resume_worker.py MODELS DIRECTORY
+
+For each layout the first ranks form a world of its size; only the last is smaller than the job.
+Rank 0 writes what it found to DIRECTORY/LAYOUT.pt.
 """
 
+import os
+import random
+import resource
+import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.distributed as dist
 
-from grpo_mcore.checkpoint.run import load_checkpoint, save_checkpoint
-from grpo_mcore.config import ModelConfig, TrainingConfig
+from grpo_mcore.checkpoint import distributed_adam
+from grpo_mcore.checkpoint.folder import checkpoint_at
+from grpo_mcore.checkpoint.run import CheckpointWriter, load_checkpoint
+from grpo_mcore.config import ModelConfig, TeacherGRPOConfig
+from grpo_mcore.errors import FilesError
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.objectives.sft import sft_loss
 from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import join
 from grpo_mcore.training.batch import pad_batch
 from grpo_mcore.training.policy import Policy
@@ -20,14 +34,96 @@ from grpo_mcore.weights.gather import stream_tensors
 from grpo_mcore.weights.plan import make_plan
 
 CASES = {
-    "plain": ("llama_tied", "float32", False),
-    "plain_odd": ("qwen3_tied", "float32", False),
-    "distributed": ("llama_tied", "float32", True),
-    "distributed_odd": ("qwen3_tied", "float32", True),
-    "distributed_bf16": ("llama_tied", "bfloat16", True),
+    "plain": ("qwen3_tied", "float32", False),
+    "plain_bf16": ("llama3", "bfloat16", False),
+    "distributed": ("qwen3_tied", "float32", True),
+    "distributed_bf16": ("llama3", "bfloat16", True),
+    "experts": ("qwen3_moe", "float32", True),
 }
-"""Name -> model, weights' type, distributed optimizer. Sizes of the odd one are no multiples of
-64."""
+"""Name -> model, weights' type, distributed optimizer. Sizes of qwen3's parameters are no multiples
+of 64; llama3 has five layers."""
+LAYOUTS = ("1x2x2", "2x1x2", "2x2x1", "1x1x1")
+"""Saved at the first, loaded at each. Experts are spread over the data parallel ranks."""
+CURES = {
+    "get_parameter_state_dp_zero": distributed_adam.CuredOptimizer,
+    "state_dict": distributed_adam.CuredPlainAdam,
+    "_set_main_param_and_optimizer_states": distributed_adam.CuredPlainAdam,
+    "load_state_dict": distributed_adam.CuredPlainAdam,
+}
+SAVED, LAST = 2, 4
+
+
+class Run:
+    """A policy in training, with what it measures."""
+
+    def __init__(self, role: Role, models: Path, case: str, **settings):
+        family, dtype, distributed = CASES[case]
+        model = ModelConfig(
+            str(models / family),
+            dtype=dtype,
+            sequence_parallel=True,
+            expert_parallel=role.layout.expert,
+        )
+        self.shape = read_shape("model.path", model.path)
+        self.config = TeacherGRPOConfig(
+            teacher=model,
+            learning_rate=1e-3,
+            lr_scheduler_type="linear",
+            warmup_steps=2,
+            max_steps=8,
+            weight_decay=0.1,
+            distributed_optimizer=distributed,
+            per_device_train_batch_size=2,
+            **settings,
+        )
+        self.policy = Policy(role, self.shape, model, self.config)
+        self.plan = make_plan(self.policy.chunks, self.shape, role, 1 << 20, 4)
+
+    def writer(self, directory: Path) -> CheckpointWriter:
+        return CheckpointWriter(self.policy, directory, self.config.teacher.path, self.config)
+
+    def train(self, steps: range) -> dict:
+        """Losses, each step's gradients and the weights after them, as Hugging Face tensors."""
+        losses, gradients = [], []
+        for step in steps:
+            losses.append(self.policy.compute_gradients(batch(step), loss)["loss"])
+            self.gather_gradients()
+            gradients.append(self.whole(lambda p: p.main_grad))
+            self.policy.step()
+        weights = self.whole(lambda p: p.data)
+        return {"losses": losses, "gradients": gradients, "weights": weights}
+
+    def gather_gradients(self) -> None:
+        """Each data parallel rank of a distributed optimizer has its own part of them."""
+        if self.config.distributed_optimizer:
+            for ddp in self.policy.ddp:
+                for bucket in (b for buffer in ddp.buffers for b in buffer.buckets):
+                    group = self.policy.role.groups.dp
+                    mine = bucket.grad_data.chunk(group.size())[group.rank()]
+                    dist.all_gather_into_tensor(bucket.grad_data, mine.clone(), group=group)
+
+    def whole(self, pick) -> dict:
+        policy = self.policy
+        streams = stream_tensors(policy.chunks, self.shape, self.plan, policy.role, pick)
+        return {k: v.clone() for tensors in streams for k, v in tensors.items()}
+
+
+def seed(text: str) -> None:
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    random.seed(text)
+    np.random.seed(len(text))
+    torch.manual_seed(len(text))
+    tracker = get_cuda_rng_tracker()
+    tracker.set_states({name: torch.get_rng_state() for name in tracker.get_states()})
+
+
+def draw() -> list:
+    """What each generator has to say."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    states = {name: state.tolist() for name, state in get_cuda_rng_tracker().get_states().items()}
+    return [random.random(), np.random.rand(), torch.rand(()).item(), states]
 
 
 def batch(step: int):
@@ -42,47 +138,131 @@ def loss(log_probs, part):
     return share, {"loss": share}
 
 
-def train(policy: Policy, steps: range) -> list[float]:
-    losses = []
-    for step in steps:
-        losses.append(policy.compute_gradients(batch(step), loss)["loss"])
-        policy.step()
-    return losses
+def save_and_go_on(role: Role, models: Path, directory: Path, cases: list[str]) -> dict:
+    found = {}
+    for case in cases:
+        run = Run(role, models, case)
+        run.train(range(SAVED))
+        seed(case)
+        run.writer(directory / case).save(SAVED, {"mine": case})
+        found[case] = {"drawn": draw()} | run.train(range(SAVED, LAST))
+    return found
 
 
-def weights(policy: Policy, shape) -> dict:
-    plan = make_plan(policy.chunks, shape, policy.role, 1 << 20, 4)
-    streams = stream_tensors(policy.chunks, shape, plan, policy.role)
-    return {k: v.clone() for tensors in streams for k, v in tensors.items()}
+def load_and_go_on(role: Role, models: Path, directory: Path, cases: list[str]) -> dict:
+    """Saves what it has loaded, too."""
+    at = f"{role.layout.tensor}x{role.layout.pipeline}x{role.layout.data}"
+    found = {}
+    for case in cases:
+        run = Run(role, models, case)
+        seed("another")
+        state = load_checkpoint(run.policy, checkpoint_at(directory / case, SAVED))
+        drawn = draw()
+        run.writer(directory / f"{case} {at}").save(SAVED, state)
+        found[case] = run.train(range(SAVED, LAST))
+        found[case] |= {"state": state, "version": run.policy.version, "drawn": drawn}
+    return found
+
+
+def load_without_cures(role: Role, models: Path, directory: Path) -> dict:
+    """What becomes of a distributed optimizer when one of the cures is taken away."""
+    found, case = {}, "distributed"
+    for name, owner in CURES.items():
+        cure = vars(owner)[name]
+        delattr(owner, name)
+        save_and_go_on(role, models, directory / name, [case])
+        try:
+            found[name] = load_and_go_on(role, models, directory / name, [case])[case]
+        except (AssertionError, KeyError) as error:
+            found[name] = type(error).__name__
+        setattr(owner, name, cure)
+    return found
+
+
+def save_beside_steps(role: Role, models: Path, directory: Path) -> None:
+    """One asynchronous save, with a step before it is complete; the same state saved at once."""
+    for case in ("plain", "distributed"):
+        run = Run(role, models, case, async_save=True)
+        run.train(range(SAVED))
+        begun = run.writer(directory / f"{case} async")
+        begun.save(SAVED, {})
+        run.config.async_save = False
+        run.writer(directory / f"{case} sync").save(SAVED, {})
+        run.train(range(SAVED, SAVED + 1))
+        begun.finish()
+
+
+def save_on_a_full_disk(role: Role, models: Path, directory: Path) -> str:
+    run = Run(role, models, "distributed")
+    writer = run.writer(directory / "full")
+    writer.save(1, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        writer.save(2, {})
+    except FilesError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return "no error"
+
+
+def die_while_saving(role: Role, models: Path, directory: Path) -> None:
+    """Ends this process when its writer has begun and not ended."""
+    run = Run(role, models, "plain", async_save=True)
+    writer = run.writer(directory / "died")
+    writer.save(1, {})
+    writer.finish()
+    os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    writer.save(2, {})
+    writer.poll()
+    os.kill(writer.under_way.async_calls[0].async_caller.process.pid, signal.SIGKILL)
+    os._exit(0)
+
+
+def tensors_in(directory: Path) -> dict[str, dict]:
+    """Every tensor of every checkpoint, as it lies there."""
+    from megatron.core import dist_checkpointing
+
+    found = {}
+    for path in directory.glob(f"*/iter_{SAVED:07d}"):
+        content = dist_checkpointing.load_plain_tensors(str(path))
+        found[path.parent.name] = {k: v for k, v in content.items() if torch.is_tensor(v)}
+    return found
 
 
 def main() -> None:
     models, directory = Path(sys.argv[1]), Path(sys.argv[2])
-    layout = Layout(tensor=1, pipeline=2, data=2)
-    with join({"policy": layout}, "colocated", 120) as world:
-        role = world.roles["policy"]
-        for name, (family, dtype, distributed) in CASES.items():
-            model = ModelConfig(str(models / family), dtype=dtype)
-            shape = read_shape("model.path", model.path)
-            config = TrainingConfig(
-                learning_rate=1e-2,
-                lr_scheduler_type="linear",
-                warmup_steps=2,
-                max_steps=8,
-                weight_decay=0.1,
-                distributed_optimizer=distributed,
-                per_device_train_batch_size=2,
-            )
-            policy = Policy(role, shape, model, config)
-            train(policy, range(3))
-            save_checkpoint(policy, 3, directory / name)
-            expected = train(policy, range(3, 6)), weights(policy, shape)
-            resumed = Policy(role, shape, model, config)
-            step = load_checkpoint(resumed, directory / name)
-            found = train(resumed, range(3, 6)), weights(resumed, shape)
+    rank = int(os.environ["RANK"])
+    for name in LAYOUTS:
+        layout = Layout.parse("layout", name)
+        if rank < layout.size:
+            os.environ["WORLD_SIZE"] = str(layout.size)
+            run_layout(layout, models, directory, directory / f"{name}.pt")
+
+
+def run_layout(layout: Layout, models: Path, directory: Path, result: Path) -> None:
+    first, last = result.stem == LAYOUTS[0], result.stem == LAYOUTS[-1]
+    found: dict = {"expected": {}, "found": {}}
+    spread = replace(layout, expert=layout.data)
+    for layout_of_cases, cases in ((spread, ["experts"]), (layout, [*CASES][:-1])):
+        with join({"policy": layout_of_cases}, "colocated", 120) as world:
+            role = world.roles["policy"]
+            if first:
+                found["expected"] |= save_and_go_on(role, models, directory, cases)
+            found["found"] |= load_and_go_on(role, models, directory, cases)
+            if "experts" in cases:
+                continue
+            if first:
+                save_beside_steps(role, models, directory)
+                found["full"] = save_on_a_full_disk(role, models, directory)
+                found["without"] = load_without_cures(role, models, directory)
+            if last:
+                found["tensors"] = tensors_in(directory)
             if role.rank == 0:
-                result = {"expected": expected, "found": found, "step": step}
-                torch.save(result | {"version": resumed.version}, directory / f"{name}.pt")
+                torch.save(found, result)
+            if last:
+                die_while_saving(role, models, directory)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
 from checkpoints_convert.command import check_output
+from grpo_mcore.checkpoint.manifest import NAME as MANIFEST
 from grpo_mcore.checkpoint.pickles import METADATA
 from grpo_mcore.errors import ConfigError, FilesError
 from grpo_mcore.models.families import FAMILIES
@@ -117,20 +118,37 @@ def test_folder_whose_latest_checkpoint_is_not_there(megatron):
 
 def test_checkpoint_without_configuration(megatron):
     shutil.rmtree(megatron / "iter_0000000" / "hf")
+    (megatron / "iter_0000000" / MANIFEST).unlink()
     refused(megatron_to_hf.convert, megatron, "lacks the folder hf/ with config.json")
 
 
+@pytest.mark.parametrize("manifest", [True, False], ids=["ours", "megatron's own"])
 @pytest.mark.parametrize("keep", [100, -1])
-def test_truncated_checkpoint(megatron, keep):
+def test_truncated_checkpoint(megatron, keep, manifest):
     file = next(megatron.glob("iter_0000000/*.distcp"))
     file.write_bytes(file.read_bytes()[:keep])
-    refused(megatron_to_hf.convert, megatron, rf"{file.name} is truncated: it ends before ")
+    if manifest:
+        refused(megatron_to_hf.convert, megatron, rf"{file.name} has \d+ bytes for \d+")
+    else:
+        (megatron / "iter_0000000" / MANIFEST).unlink()
+        refused(megatron_to_hf.convert, megatron, rf"{file.name} is truncated: it ends before ")
 
 
-def test_missing_part_of_a_checkpoint(megatron):
+@pytest.mark.parametrize("manifest", [True, False], ids=["ours", "megatron's own"])
+def test_missing_part_of_a_checkpoint(megatron, manifest):
     file = next(megatron.glob("iter_0000000/*.distcp"))
     file.unlink()
-    refused(megatron_to_hf.convert, megatron, rf"{file.name}, which holds .*, is missing")
+    if not manifest:
+        (megatron / "iter_0000000" / MANIFEST).unlink()
+    refused(megatron_to_hf.convert, megatron, rf"{file.name}(, which holds .*,)? is missing")
+
+
+def test_altered_checkpoint(megatron):
+    file = next(megatron.glob("iter_0000000/*.distcp"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    refused(megatron_to_hf.convert, megatron, rf"{file.name} was altered")
 
 
 @pytest.mark.parametrize(
@@ -144,6 +162,7 @@ def test_missing_part_of_a_checkpoint(megatron):
 )
 def test_checkpoint_of_another_model(megatron, changes, message):
     edit_config(megatron / "iter_0000000" / "hf", **changes)
+    (megatron / "iter_0000000" / MANIFEST).unlink()
     refused(megatron_to_hf.convert, megatron, message)
 
 
@@ -151,6 +170,7 @@ def test_no_code_of_a_checkpoint_is_run(megatron, tmp_path_factory):
     trace = tmp_path_factory.mktemp("trace") / "ran"
     code = pickle.dumps(_Runs(trace))
     (megatron / "iter_0000000" / METADATA).write_bytes(code)
+    (megatron / "iter_0000000" / MANIFEST).unlink()
     refused(megatron_to_hf.convert, megatron, r"refers to pathlib\.Path.*nothing of it was run")
     assert not trace.exists()
     pickle.loads(code)

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from checkpoints_convert import megatron_to_hf
 from checkpoints_convert.megatron import COMPANIONS, MegatronModel
-from grpo_mcore.models.hf_files import copy_companions
+from grpo_mcore.models.hf_files import HFReader, copy_companions
 from tests.checkpoints_convert.test_round_trip import assert_same
 from tests.conftest import FAMILY_MODELS
 from tests.end_to_end.conftest import run_command, torchrun
@@ -31,3 +32,15 @@ def test_every_layout_comes_back(tiny_models, saved, tmp_path, model):
     checkpoint = MegatronModel(saved / model)
     rows, _ = checkpoint.reader.size(checkpoint.slots["embedding.word_embeddings.weight"])
     assert rows == (578 if LAYOUTS[model][0].startswith("2x") else 577)  # padded for TP 2
+
+
+def test_checkpoint_of_a_run_becomes_what_the_run_exports(tiny_models, tmp_path):
+    model = tiny_models / "qwen3_tied"
+    worker = Path(__file__).with_name("run_worker.py")
+    run_command(torchrun(4, worker, model, tmp_path))
+    megatron_to_hf.convert(tmp_path / "checkpoints", tmp_path / "back", dtype=None, check=True)
+    assert_same(tmp_path / "back", tmp_path / "exported")
+    assert not torch.equal(
+        HFReader(tmp_path / "back").read("model.norm.weight"),
+        HFReader(model, torch.bfloat16).read("model.norm.weight"),
+    )

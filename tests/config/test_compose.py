@@ -110,7 +110,7 @@ def test_mistakes_in_a_file(edited, text, parts):
         ("max_steps=abc", "a whole number"),
         ("max_steps=1.5", "a whole number"),
         ("beta=null", "a number"),
-        ("resume=maybe", "true or false"),
+        ("async_save=maybe", "true or false"),
         ("teacher.path=null", "text"),
         ("output_dir=[1]", "text"),
         ("teacher=big", "a section with path, dtype"),

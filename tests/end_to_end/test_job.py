@@ -1,9 +1,10 @@
 """The script as users start it: separate roles, resume, two nodes, and errors on every rank."""
 
 import json
-import shutil
+import re
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,14 +21,16 @@ from tests.end_to_end.conftest import (
     torchrun,
 )
 
+FOUR_STEPS = ["max_steps=4", "save_steps=1", "save_total_limit=2", "weight_decay=10", "beta=1"]
+"""A random student earns no reward; the weights decay, and the reference pulls them back."""
 SEPARATE = ["layout.placement=separate", "layout.teacher=1x2x1", "layout.student=1x1x1"]
 
 
 @pytest.fixture(scope="module")
 def finished(job, tmp_path_factory) -> tuple[Path, str]:
-    """A run of four steps with a checkpoint after two; its directory and its output."""
+    """A run of four steps with a checkpoint after each; its directory and its output."""
     directory = tmp_path_factory.mktemp("runs") / "whole"
-    overrides = [*job, *SEPARATE, "max_steps=4", "save_steps=2", f"output_dir={directory}"]
+    overrides = [*job, *SEPARATE, *FOUR_STEPS, f"output_dir={directory}"]
     return directory, run_command(["bash", SCRIPT, *overrides], NPROC_PER_NODE="3")
 
 
@@ -77,14 +80,27 @@ def test_exports_a_teacher_that_transformers_loads(finished, job):
     assert torch.isfinite(model(**tokens).logits).all()
 
 
-def test_resume_repeats_the_interrupted_run(finished, job, tmp_path):
+def test_a_killed_run_is_repeated_exactly(finished, job, tmp_path):
+    """Killed in its third step and its newest checkpoint damaged: metrics, texts and weights are
+    those of the run that was left alone."""
     whole, _ = finished
     part = tmp_path / "part"
-    shutil.copytree(whole, part)
-    shutil.rmtree(part / "checkpoints" / "iter_0000004")
-    (part / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("2")
-    overrides = [*job, *SEPARATE, "max_steps=4", "save_steps=2", f"output_dir={part}"]
-    run_command(["bash", SCRIPT, *overrides, "--resume"], NPROC_PER_NODE="3")
+    command = ["bash", SCRIPT, *job, *SEPARATE, *FOUR_STEPS, f"output_dir={part}", "resume=auto"]
+    second = part / "checkpoints" / "iter_0000002"
+    kill_when(second.exists, command)
+    assert not (part / "checkpoints" / "iter_0000004").exists()
+    with next(second.glob("*.distcp")).open("r+b") as shard:
+        shard.truncate(1000)
+    first = json.loads((second.with_name("iter_0000001") / "state.json").read_text())
+    output = run_command(command, NPROC_PER_NODE="3")
+    warning = rf"warning: {second} is passed over: __\d+_\d+.distcp has 1000 bytes for \d+"
+    assert len(re.findall(warning, output)) == 1
+    assert f"going on from {second.with_name('iter_0000001')}" in output
+    assert all(record["grad_norm"] > 1e-3 for record in records(whole) if record["step"] in (2, 3))
+    weights = [directory / "final" / "model.safetensors" for directory in (part, whole)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    left = {"iter_0000003", "iter_0000004", "latest_checkpointed_iteration.txt"}
+    assert {path.name for path in (part / "checkpoints").iterdir()} == left
 
     def deterministic(directory):
         return [
@@ -93,7 +109,30 @@ def test_resume_repeats_the_interrupted_run(finished, job, tmp_path):
         ]
 
     assert deterministic(part) == deterministic(whole)
+    # The attempts of step 2 were in the checkpoint: they took as long to the last digit.
+    work = first["trainer"]["attempts"]["step 1"]["work"]
+    second_step = next(r for r in records(part) if r["step"] == 2)
+    assert second_step["time/student_attempts"] == work["finished"] - work["started"]
     assert records(part, "completions") == records(whole, "completions")
+
+
+def kill_when(condition, command: list) -> None:
+    """Starts `command` and kills all of it at once when `condition()` holds."""
+    started = subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=clean_environment() | {"NPROC_PER_NODE": "3"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert started.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    for process in (*psutil.Process(started.pid).children(recursive=True), started):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    started.wait()
 
 
 def test_an_earlier_run_is_not_written_over(finished, job):

@@ -1,4 +1,4 @@
-"""What Megatron makes of each model in a directory: logits, gradients, and the model exported again.
+"""What Megatron makes of each model in a directory: logits, gradients, the model exported again.
 
 torchrun --nproc-per-node 1 or 4 parity_worker.py MODELS OUTPUT
 

@@ -312,6 +312,7 @@ def test_completions_longer_than_the_context(config):
         ("eval_steps", -1, 0),
         ("top_k", -1, 0),
         ("data.eval_size", -1, 0),
+        ("save_total_limit", 0, 1),
         ("rollout.bucket_megabytes", 0, 1),
         ("rollout.max_num_seqs", 0, 1),
         ("teacher.bf16_layers_at_start", -1, 0),
@@ -353,6 +354,11 @@ def test_word_that_is_no_choice(config, key, value, known):
 )
 def test_number_out_of_its_range(config, key, value):
     assert refusal(config, **{key: value}).startswith(f"{key}={value}: must be ")
+
+
+def test_the_best_by_an_evaluation_that_there_is_none_of(config):
+    message = refusal(config, metric_for_best_model="eval_accuracy")
+    assert message == "metric_for_best_model=eval_accuracy: needs data.eval, there is none"
 
 
 def test_several_baselines_of_a_greedy_student(config):

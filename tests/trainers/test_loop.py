@@ -1,0 +1,273 @@
+"""The loop around a policy of one process: what it saves, keeps, and goes on from."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import yaml
+
+from grpo_mcore import device
+from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig
+from grpo_mcore.errors import FilesError
+from grpo_mcore.models.families import read_shape
+from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.parallel.groups import Role
+from grpo_mcore.parallel.world import join
+from tests.checkpoint.resume_worker import batch, loss
+
+device.prepare()
+
+from grpo_mcore.trainers.base import Loop, choose_start  # noqa: E402
+from grpo_mcore.training.policy import Policy  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def role() -> Iterator[Role]:
+    with patch.dict(os.environ), join({"policy": Layout()}, "colocated", 60) as world:
+        yield world.roles["policy"]
+
+
+@pytest.fixture(scope="module")
+def policy(role, tiny_models) -> Policy:
+    model = ModelConfig(str(tiny_models / "llama"))
+    shape = read_shape("teacher.path", model.path)
+    return Policy(role, shape, model, TeacherGRPOConfig(teacher=model))
+
+
+@pytest.fixture
+def config(tiny_models, tmp_path) -> TeacherGRPOConfig:
+    return TeacherGRPOConfig(
+        teacher=ModelConfig(str(tiny_models / "llama")),
+        output_dir=str(tmp_path / "run"),
+        max_steps=4,
+        save_steps=1,
+    )
+
+
+def run(
+    config: TeacherGRPOConfig,
+    policy: Policy,
+    rewards=(1.0, 2.0, 3.0, 4.0),
+    accuracies: dict[int, float] | None = None,
+    state=dict,
+) -> Loop:
+    """Steps that measure `rewards`, and evaluations `accuracies` (step -> value)."""
+    start = choose_start(config, policy.role)
+    loop = Loop(config, policy.role, policy, config.teacher.path, start, {})
+    steps = []
+
+    def train_step(step: int) -> dict[str, float]:
+        steps.append(step)
+        measured = policy.compute_gradients(batch(step), loss)
+        policy.step()
+        return {"reward": rewards[step], "loss": measured["loss"]}
+
+    def evaluate() -> dict[str, float]:
+        return {"accuracy": accuracies[steps[-1] + 1 if steps else 0]}
+
+    loop.run(train_step, evaluate if accuracies else None, state)
+    loop.close()
+    return loop
+
+
+def checkpoints(config: TeacherGRPOConfig) -> Path:
+    return Path(config.output_dir) / "checkpoints"
+
+
+def steps_kept(config: TeacherGRPOConfig) -> list[int]:
+    return sorted(int(path.name[5:]) for path in checkpoints(config).glob("iter_*"))
+
+
+def recorded(config: TeacherGRPOConfig, which: str) -> str:
+    return (checkpoints(config) / f"{which}_checkpointed_iteration.txt").read_text()
+
+
+def steps_recorded(config: TeacherGRPOConfig) -> list[int]:
+    lines = (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def alter(checkpoint: Path, name: str = "__0_0.distcp") -> None:
+    content = bytearray((checkpoint / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (checkpoint / name).write_bytes(content)
+
+
+def start_of(config: TeacherGRPOConfig, role: Role, **changes) -> str:
+    """The step begun with and the lines for the user, or the refusal."""
+    try:
+        start = choose_start(dataclasses.replace(config, **changes), role)
+    except ConfigError as error:
+        return f"refused: {error}"
+    return "\n".join([start.checkpoint.name if start.checkpoint else "anew", *start.notes])
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_every_so_many_steps_and_the_last(config, policy, asynchronous):
+    config.save_steps, config.async_save = 3, asynchronous
+    run(config, policy)
+    assert steps_kept(config) == [3, 4]
+    assert recorded(config, "latest") == "4"
+    assert {path.name for path in checkpoints(config).iterdir()} == {
+        "iter_0000003", "iter_0000004", "latest_checkpointed_iteration.txt",
+    }  # fmt: skip
+
+
+def test_the_best_is_kept_beside_the_newest(config, policy):
+    config.save_total_limit, config.metric_for_best_model = 2, "reward"
+    run(config, policy, rewards=[1.0, 5.0, 3.0, float("nan")])
+    assert steps_kept(config) == [2, 4]
+    assert recorded(config, "best") == "2"
+    config.output_dir += "_least"
+    config.greater_is_better = False
+    run(config, policy, rewards=[4.0, 1.0, 3.0, 2.0])
+    assert steps_kept(config) == [2, 4]
+
+
+def test_the_best_by_evaluation_counts_only_where_it_was_measured(config, policy):
+    config.eval_steps, config.metric_for_best_model = 2, "eval_accuracy"
+    run(config, policy, accuracies={0: 0.9, 2: 0.3, 4: 0.2})
+    assert steps_kept(config) == [1, 2, 3, 4]
+    assert recorded(config, "best") == "2"
+
+
+def test_the_best_is_remembered(config, policy):
+    config.metric_for_best_model, config.max_steps = "reward", 2
+    run(config, policy, rewards=[5.0, 1.0])
+    config.resume, config.max_steps, config.save_total_limit = "auto", 4, 1
+    run(config, policy)
+    assert recorded(config, "best") == "1"
+    assert steps_kept(config) == [1, 4]
+    config.max_steps = 6
+    run(config, policy, rewards=[0.0] * 5 + [6.0])
+    assert steps_kept(config) == [6]
+
+
+def test_a_metric_that_is_not_measured_is_refused(config, policy):
+    config.metric_for_best_model = "rewards"
+    with pytest.raises(ConfigError) as refusal:
+        run(config, policy)
+    expected = "metric_for_best_model=rewards: is not measured; choose one of loss, reward"
+    assert str(refusal.value) == expected
+
+
+def test_what_is_saved_comes_back(config, policy):
+    run(config, policy, state=lambda: {"asked": ["a", {"b": 1}]})
+    saved = checkpoints(config) / "iter_0000004"
+    assert yaml.safe_load((saved / "config.yaml").read_text()) == dataclasses.asdict(config)
+    assert (saved / "hf" / "config.json").exists()
+    config.resume, config.max_steps = "auto", 5
+    loop = run(config, policy, rewards=[1.0] * 5)
+    assert loop.first_step == 4
+    assert loop.restored == {"asked": ["a", {"b": 1}]}
+    assert steps_recorded(config) == [1, 2, 3, 4, 5]
+
+
+def test_an_earlier_run_is_neither_written_over_nor_mixed_in(config, policy, role, tmp_path):
+    run(config, policy)
+    assert "refused: output_dir=" in start_of(config, role)
+    other = dataclasses.replace(config, output_dir=str(tmp_path / "other"))
+    assert start_of(other, role) == "anew"
+    run(other, policy)
+    refusal = start_of(other, role, resume=str(checkpoints(config)))
+    assert "holds an earlier run, of which" in refusal
+
+
+def test_auto_takes_the_newest_valid_one_and_names_the_others(config, policy, role):
+    assert "no checkpoint in" in start_of(config, role, resume="auto")
+    run(config, policy)
+    assert start_of(config, role, resume="auto").startswith("iter_0000004\ngoing on from")
+    alter(checkpoints(config) / "iter_0000004")
+    (checkpoints(config) / "iter_0000003" / "common.pt").unlink()
+    lines = start_of(config, role, resume="auto").splitlines()
+    assert lines[0] == "iter_0000002"
+    assert lines[1].startswith("warning: ") and "iter_0000004 is passed over: __0_0" in lines[1]
+    assert lines[2].endswith("iter_0000003 is passed over: common.pt is missing")
+    for step in (1, 2):
+        alter(checkpoints(config) / f"iter_000000{step}")
+    assert start_of(config, role, resume="auto").startswith("anew")
+
+
+def test_from_the_beginning_where_auto_finds_nothing(config, policy):
+    run(config, policy)
+    shutil.rmtree(checkpoints(config))
+    config.resume = "auto"
+    assert run(config, policy).first_step == 0
+    assert steps_recorded(config) == [1, 2, 3, 4]
+
+
+def test_a_path_is_that_checkpoint_or_refused(config, policy, role, tmp_path):
+    run(config, policy)
+    whole = checkpoints(config)
+    elsewhere = str(tmp_path / "elsewhere")
+    for path, step in ((whole, 4), (whole / "iter_0000002", 2)):
+        found = start_of(config, role, resume=str(path), output_dir=elsewhere)
+        assert found.startswith(f"iter_000000{step}\n")
+    for path in ("true", str(tmp_path)):
+        refusal = start_of(config, role, resume=path)
+        assert refusal.startswith(f"refused: resume={path}: is neither auto, nor a checkpoint")
+    refusal = start_of(config, role, resume=str(whole / "iter_0000009"))
+    assert refusal.endswith("is no whole checkpoint: there is no such folder")
+    alter(whole / "iter_0000004")
+    for path in (whole, whole / "iter_0000004"):
+        refusal = start_of(config, role, resume=str(path))
+        assert refusal.startswith(f"refused: resume={path}: ")
+        assert "iter_0000004 is no whole checkpoint: __0_0.distcp was altered" in refusal
+
+
+def test_what_the_checkpoint_does_not_allow_is_refused(config, policy, role, tiny_models):
+    run(config, policy)
+    config.resume = "auto"
+    refusal = start_of(config, role, max_steps=3)
+    assert refusal.startswith("refused: max_steps=3: ") and refusal.endswith("is at step 4")
+    refusal = start_of(config, role, distributed_optimizer=True)
+    assert refusal.endswith("was saved with distributed_optimizer=False")
+    refusal = start_of(config, role, teacher=ModelConfig(config.teacher.path, dtype="bfloat16"))
+    assert refusal.endswith("was saved with teacher.dtype=float32")
+    refusal = start_of(config, role, teacher=ModelConfig(str(tiny_models / "qwen2")))
+    assert "another model than the one in" in refusal
+
+
+def test_going_back_sets_newer_checkpoints_aside(config, policy):
+    config.metric_for_best_model = "reward"
+    run(config, policy)
+    config.resume = str(checkpoints(config) / "iter_0000002")
+    config.max_steps, config.save_steps = 3, 0
+    run(config, policy)
+    left = {path.name.partition(".")[0] for path in checkpoints(config).glob("*.abandoned")}
+    assert left == {"iter_0000003", "iter_0000004"}
+    assert [s for s in (1, 2, 3, 4) if (checkpoints(config) / f"iter_000000{s}").exists()] == [
+        1, 2, 3,
+    ]  # fmt: skip
+    assert recorded(config, "latest") == recorded(config, "best") == "3"
+    assert steps_recorded(config) == [1, 2, 3]
+
+
+def test_a_folder_that_cannot_be_written_is_named(config, policy):
+    run(dataclasses.replace(config, max_steps=1), policy)
+    config.resume, config.save_steps = "auto", 2
+    shutil.move(checkpoints(config), f"{checkpoints(config)}_moved")
+    checkpoints(config).write_text("a file")
+    with pytest.raises(FilesError, match=r"checkpoints: the checkpoint of step 2 was not written"):
+        run(config, policy)
+
+
+def test_no_code_of_a_checkpoint_is_run(config, policy, tmp_path):
+    """Not even where its manifest says that all is well."""
+    from grpo_mcore.checkpoint import manifest
+
+    run(config, policy)
+    saved = checkpoints(config) / "iter_0000004"
+    code = f"cos\nmkdir\n(S'{tmp_path / 'run_by_pickle'}'\ntR."
+    (saved / ".metadata").write_text(code)
+    entries = manifest.read_manifest(saved)
+    manifest.write_manifest(saved, manifest.describe(saved, entries))
+    config.resume = str(saved)
+    with pytest.raises(FilesError, match=r"nothing of it was run"):
+        run(config, policy)
+    assert not (tmp_path / "run_by_pickle").exists()
