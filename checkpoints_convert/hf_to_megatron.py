@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from checkpoints_convert.command import check_output, parse, progress, prove
-from checkpoints_convert.megatron import COMPANIONS, MegatronModel
+from checkpoints_convert.megatron import MegatronModel
 from grpo_mcore.checkpoint import folder, manifest
 from grpo_mcore.checkpoint.torch_dist import checkpoint_slots, write_checkpoint
 from grpo_mcore.errors import FilesError
@@ -50,7 +50,7 @@ def convert(source: Path, output: Path, dtype: torch.dtype | None, check: bool) 
     }
     with new_directory(output, total_bytes(expected)) as work:
         checkpoint = folder.checkpoint_at(work, ITERATION)
-        copy_companions(source, checkpoint / COMPANIONS)
+        copy_companions(source, checkpoint / folder.COMPANIONS)
         with progress("writing", expected) as bar:
 
             def make(name: str) -> Tensor:

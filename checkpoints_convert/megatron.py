@@ -13,9 +13,6 @@ from grpo_mcore.models.expected import stored_rules, whole_size
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.rules import VocabRows
 
-COMPANIONS = "hf"
-"""The folder, among a checkpoint's files, of what a Hugging Face model has beside its weights."""
-
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint meant by `path`: itself, or the newest one in it.
@@ -67,14 +64,14 @@ class MegatronModel:
     """
 
     def __init__(self, directory: Path, dtype: torch.dtype | None = None):
-        self.directory, self.companions = directory, directory / COMPANIONS
+        self.directory, self.companions = directory, directory / folder.COMPANIONS
         check_manifest(directory, with_checksums=False)
         self.reader = TorchDistReader(directory, dtype)
         if not self.companions.is_dir():
             raise FilesError(
-                f"{directory}: lacks the folder {COMPANIONS}/ with config.json and tokenizer"
+                f"{directory}: lacks the folder {folder.COMPANIONS}/ with config.json and tokenizer"
             )
-        model = read_shape(COMPANIONS, str(self.companions))
+        model = read_shape(folder.COMPANIONS, str(self.companions))
         self.rules = stored_rules(model)
         self.slots = checkpoint_slots(self.rules)
         self.sizes = {name: whole_size(name, model) for name in self.rules}

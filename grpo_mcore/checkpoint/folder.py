@@ -3,6 +3,7 @@
     checkpoints/latest_checkpointed_iteration.txt   "40"
     checkpoints/best_checkpointed_iteration.txt     "20": by metric_for_best_model
     checkpoints/iter_0000040/                       a checkpoint, which is complete
+    checkpoints/iter_0000040/hf/                    what its model has beside the weights
     checkpoints/iter_0000060.1f3a.partial/          being written, or never finished
     checkpoints/iter_0000060.2b77.abandoned/        newer than the one that a run went back to
 
@@ -17,6 +18,8 @@ from pathlib import Path
 
 LATEST = "latest_checkpointed_iteration.txt"
 BEST = "best_checkpointed_iteration.txt"
+COMPANIONS = "hf"
+"""The folder of what a Hugging Face model has beside its weights, among a checkpoint's files."""
 _NAME = re.compile(r"iter_(\d{7,})")
 
 

@@ -42,7 +42,6 @@ from grpo_mcore.training.policy import Policy
 
 STATE = "state.json"
 CONFIG = "config.yaml"
-HF = "hf"
 _OF_RANK = re.compile(r"(?:__|random_)(\d+)[_.]")
 
 
@@ -106,7 +105,7 @@ class CheckpointWriter:
     def _describe(self, work: Path, state: dict) -> None:
         write_json(work / STATE, state | {"layout": str(self.policy.role.layout)})
         (work / CONFIG).write_text(yaml.safe_dump(asdict(self.config), sort_keys=False))
-        copy_companions(self.model_path, work / HF)
+        copy_companions(self.model_path, work / folder.COMPANIONS)
 
     def _complete(self, step: int, work: Path, best: int | None) -> None:
         """Makes the written folder a checkpoint, and removes those beyond the limit."""

@@ -10,7 +10,7 @@ import yaml
 
 from grpo_mcore.checkpoint import folder
 from grpo_mcore.checkpoint.resume import AUTO, find_checkpoint
-from grpo_mcore.checkpoint.run import CONFIG, HF, CheckpointWriter, load_checkpoint
+from grpo_mcore.checkpoint.run import CONFIG, CheckpointWriter, load_checkpoint
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.parallel.groups import Role
@@ -77,7 +77,9 @@ def _check_fixed(config: TeacherGRPOConfig, checkpoint: Path) -> None:
         if value != was:
             raise ConfigError(f"{key}={value}: {checkpoint} was saved with {key}={was}")
     path = config.teacher.path
-    if read_shape("teacher.path", path) != read_shape("teacher.path", str(checkpoint / HF)):
+    if read_shape("teacher.path", path) != read_shape(
+        "teacher.path", str(checkpoint / folder.COMPANIONS)
+    ):
         raise ConfigError(
             f"teacher.path={path}: another model than the one in {checkpoint}, which came from "
             f"{saved['teacher']['path']}"

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from checkpoints_convert import megatron_to_hf
-from checkpoints_convert.megatron import COMPANIONS, MegatronModel
+from checkpoints_convert.megatron import MegatronModel
+from grpo_mcore.checkpoint.folder import COMPANIONS
 from grpo_mcore.models.hf_files import HFReader, copy_companions
 from tests.checkpoints_convert.test_round_trip import assert_same
 from tests.conftest import FAMILY_MODELS

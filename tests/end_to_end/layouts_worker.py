@@ -51,7 +51,9 @@ def text_reward(prompts, completions, **_) -> list[float]:
 
 def main() -> None:
     output, overrides = Path(sys.argv[1]), sys.argv[2:]
-    rank, port = int(os.environ["RANK"]), int(os.environ["MASTER_PORT"])
+    rank = int(os.environ["RANK"])
+    # Below the ports that the system gives to connections, of which there are many here.
+    port = 10000 + int(os.environ["MASTER_PORT"]) % 20000
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # each small world has its own store
     shared = {}
     for number, (name, (layout, engines, sequence_parallel)) in enumerate(CASES.items(), 1):
