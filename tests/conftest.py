@@ -12,43 +12,54 @@ LLAMA3_ROPE = {
     "high_freq_factor": 3.0,
     "original_max_position_embeddings": 24,
 }
+FOUR_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 FAMILY_MODELS = {
-    "llama": ("LlamaConfig", {}),
-    "llama_tied": ("LlamaConfig", {"tie_word_embeddings": True}),
-    "llama3": ("LlamaConfig", {"rope_parameters": LLAMA3_ROPE, "num_hidden_layers": 5}),
-    "mistral": ("MistralConfig", {"sliding_window": 5, "num_hidden_layers": 4}),
-    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "sliding_window": 7}),
-    "qwen2": ("Qwen2Config", {}),
-    "qwen2_tied": ("Qwen2Config", {"tie_word_embeddings": True, "num_hidden_layers": 4}),
-    "qwen3": ("Qwen3Config", {"hidden_size": 96}),
-    "qwen3_tied": ("Qwen3Config", {"hidden_size": 96, "tie_word_embeddings": True}),
+    "llama": ("LlamaConfig", {}, "2x1x2", {"sequence_parallel": True}),
+    "llama_tied": (
+        "LlamaConfig", {"tie_word_embeddings": True}, "2x2x1", {"recompute": "full"},
+    ),
+    "llama3": (
+        "LlamaConfig", {"rope_parameters": LLAMA3_ROPE, "num_hidden_layers": 5},
+        "1x4x1", {"recompute": "selective"},
+    ),
+    "mistral": (
+        "MistralConfig", {"sliding_window": 5, "num_hidden_layers": 4},
+        "2x2x1", {"virtual_pipeline": 2, "sequence_parallel": True},
+    ),
+    "mixtral": (
+        "MixtralConfig", {"num_local_experts": 4, "sliding_window": 7},
+        "2x1x2", {"expert_parallel": 2, "sequence_parallel": True},
+    ),
+    "qwen2": ("Qwen2Config", {}, "2x2x1", {}),
+    "qwen2_tied": (
+        "Qwen2Config", {"tie_word_embeddings": True, "num_hidden_layers": 4},
+        "1x2x2", {"virtual_pipeline": 2},
+    ),
+    "qwen3": (
+        "Qwen3Config", {"hidden_size": 96},
+        "2x2x1", {"sequence_parallel": True, "recompute": "selective"},
+    ),
+    "qwen3_tied": (
+        "Qwen3Config", {"hidden_size": 96, "tie_word_embeddings": True},
+        "2x2x1", {"sequence_parallel": True},
+    ),
     "qwen3_moe": (
-        "Qwen3MoeConfig",
-        {
-            "hidden_size": 96,
-            "moe_intermediate_size": 48,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "norm_topk_prob": True,
-        },
+        "Qwen3MoeConfig", {**FOUR_EXPERTS, "hidden_size": 96, "norm_topk_prob": True},
+        "1x1x4", {"expert_parallel": 2},
     ),
     "qwen3_moe_mixed": (
         "Qwen3MoeConfig",
         {
-            "moe_intermediate_size": 48,
-            "num_experts": 6,
-            "num_experts_per_tok": 3,
-            "norm_topk_prob": False,
-            "mlp_only_layers": [1],
-            "num_hidden_layers": 4,
-            "tie_word_embeddings": True,
+            **FOUR_EXPERTS, "norm_topk_prob": False, "mlp_only_layers": [1],
+            "num_hidden_layers": 4, "tie_word_embeddings": True,
         },
+        "1x2x2", {"expert_parallel": 2, "virtual_pipeline": 2},
     ),
-}
-"""Name -> transformers' configuration class, and what it has otherwise than `write_family_model`
-gives all. Every family is there, and every odd shape: a vocabulary no tensor parallel size divides,
-5 layers, tied embeddings, windows shorter than the text, heads together wider than the hidden
-states (where hidden_size is 96)."""
+}  # fmt: skip
+"""Name -> transformers' configuration class, what it has otherwise than `write_family_model` gives
+all, and a layout of four processes, with settings, that is awkward for it. Every family is there,
+and every odd shape: a vocabulary that nothing divides, 5 layers, tied embeddings, windows shorter
+than the text, heads together wider than the hidden states (where hidden_size is 96)."""
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +70,7 @@ def tiny_models(tmp_path_factory) -> Path:
 
     root = tmp_path_factory.mktemp("models")
     write_random_model(root / "teacher", seed=0)
-    for name, (config, changes) in FAMILY_MODELS.items():
+    for name, (config, changes, *_) in FAMILY_MODELS.items():
         write_family_model(root / name, config, **changes)
     return root
 

@@ -4,8 +4,10 @@ from functools import cache
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.pipeline_parallel.utils import is_vp_first_stage, is_vp_last_stage
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import ModuleList
 
 from grpo_mcore import device
@@ -34,39 +36,43 @@ def load_model(shape: ModelShape, model: ModelConfig, role: Role, seed: int) -> 
         etp_rank=role.tensor_rank,
         force_reset_rng=True,
     )
-    chunks = range(model.virtual_pipeline) if model.virtual_pipeline > 1 else (None,)
-    built = ModuleList(_build_chunk(shape, model, role, chunk) for chunk in chunks)
-    load_weights(built, shape, model, role)
-    return built
-
-
-def _build_chunk(shape: ModelShape, model: ModelConfig, role: Role, chunk: int | None) -> GPTModel:
     config = transformer_config(shape, model, role.layout)
-    built = GPTModel(
+    numbers = range(model.virtual_pipeline) if model.virtual_pipeline > 1 else (None,)
+    chunks = ModuleList(_build_chunk(shape, config, role, number) for number in numbers)
+    chunks.to(device.torch_device(), DTYPES[model.dtype])
+    load_weights(chunks, shape, model, role)
+    return chunks
+
+
+def _build_chunk(
+    shape: ModelShape, config: TransformerConfig, role: Role, number: int | None
+) -> GPTModel:
+    interleaved = config.virtual_pipeline_model_parallel_size
+    chunk = GPTModel(
         config=config,
-        transformer_layer_spec=block_spec(shape, config, role.pipeline_rank, chunk),
+        transformer_layer_spec=block_spec(shape, config, role.pipeline_rank, number),
         vocab_size=shape.padded_vocab(role.layout.tensor),
         max_sequence_length=shape.positions,
-        pre_process=role.is_first_stage and not chunk,
-        post_process=role.is_last_stage and chunk in (None, model.virtual_pipeline - 1),
+        pre_process=role.is_first_stage and is_vp_first_stage(number, interleaved),
+        post_process=role.is_last_stage and is_vp_last_stage(number, interleaved),
         share_embeddings_and_output_weights=shape.tied,
         position_embedding_type="rope",
         rotary_base=shape.rope_base,
         pg_collection=role.groups,
-        vp_stage=chunk,
-    ).to(device.torch_device(), DTYPES[model.dtype])
-    rope = built.rotary_pos_emb
+        vp_stage=number,
+    )
+    rope = chunk.rotary_pos_emb
     frequencies = inverse_frequencies(shape.head_dim, shape.rope_base, shape.rope_scaling)
     rope.inv_freq = frequencies.to(rope.inv_freq)
-    return built
+    return chunk
 
 
 @torch.no_grad()
-def load_weights(built: ModuleList, shape: ModelShape, model: ModelConfig, role: Role) -> None:
-    """Reads this rank's slices from disk into `built`, parameter by parameter."""
+def load_weights(chunks: ModuleList, shape: ModelShape, model: ModelConfig, role: Role) -> None:
+    """Reads this rank's slices from disk into `chunks`, parameter by parameter."""
     reader = HFReader(model.path, DTYPES[model.dtype])
-    rules = weight_rules(shape, fuses_norms(built))
-    for name, parameter in named_weights(built, shape, role).items():
+    rules = weight_rules(shape, fuses_norms(chunks))
+    for name, parameter in named_weights(chunks, shape, role).items():
         if name not in rules:
             raise KeyError(f"{shape.family}: no weight rule for Megatron parameter {name}")
         rule = rules[name]

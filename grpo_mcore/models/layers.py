@@ -45,7 +45,7 @@ def transformer_config(shape: ModelShape, model: ModelConfig, layout: Layout) ->
     return TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.hidden,
-        ffn_hidden_size=shape.dense_ffn if shape.experts and shape.dense_layers else shape.ffn,
+        ffn_hidden_size=shape.dense_ffn or shape.ffn,
         num_attention_heads=shape.heads,
         num_query_groups=shape.groups,
         kv_channels=shape.head_dim,
@@ -68,7 +68,7 @@ def transformer_config(shape: ModelShape, model: ModelConfig, layout: Layout) ->
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
         sequence_parallel=model.sequence_parallel and layout.tensor > 1,
-        **_stage_sizes(shape.layers, layout.pipeline),
+        **_stage_sizes(shape, layout.pipeline),
         **_interleaved(model.virtual_pipeline),
         **_experts(shape, layout, fused),
         **RECOMPUTE[model.recompute],
@@ -121,18 +121,13 @@ def _local_layer(shape: ModelShape, experts: bool) -> ModuleSpec:
     return layer
 
 
-def _stage_sizes(layers: int, stages: int) -> dict:
-    """How layers that do not divide by the stages are spread: the first and last stage, which also
-    hold the embedding and the output layer, get fewer. Megatron wants the others to be equal."""
-    if layers % stages == 0:
+def _stage_sizes(shape: ModelShape, stages: int) -> dict:
+    sizes = shape.stage_layers(stages)
+    if len(set(sizes)) == 1:
         return {}
-    middle = -(-layers // stages)
-    if layers - middle * (stages - 2) < 2:
-        middle -= 1
-    outer = layers - middle * (stages - 2)
     return {
-        "num_layers_in_first_pipeline_stage": -(-outer // 2),
-        "num_layers_in_last_pipeline_stage": outer // 2,
+        "num_layers_in_first_pipeline_stage": sizes[0],
+        "num_layers_in_last_pipeline_stage": sizes[-1],
     }
 
 

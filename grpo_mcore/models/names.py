@@ -16,12 +16,12 @@ _EXPERT = re.compile(r"\.experts\.local_experts\.(\d+)\.")
 _GROUPED_EXPERT = re.compile(r"\.experts\.(linear_fc[12]\.weight)(\d+)$")
 
 
-def named_weights(built: ModuleList, shape: ModelShape, role: Role) -> dict[str, Parameter]:
+def named_weights(chunks: ModuleList, shape: ModelShape, role: Role) -> dict[str, Parameter]:
     """This rank's parameters by their names over the whole model."""
     first_expert = role.expert_rank * (shape.experts // role.layout.expert)
     return {
         _whole_name(name, chunk.decoder.layers, first_expert): parameter
-        for chunk in built
+        for chunk in chunks
         for name, parameter in chunk.named_parameters()
     }
 

@@ -28,14 +28,13 @@ class RopeScaling:
 
 
 def read_rope(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
-    """(base, scaling) from the contents of config.json, in its old form or its new one.
+    """(base, scaling) from a configuration as transformers completes it.
 
     Raises:
         ConfigError: for a kind of scaling that is not supported; `where` names the setting.
     """
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    base = rope.get("rope_theta") or hf.get("rope_theta") or 10000.0
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    rope = hf["rope_parameters"]
+    base, kind = rope["rope_theta"], rope["rope_type"]
     if kind == "default":
         return base, None
     if kind == "linear":

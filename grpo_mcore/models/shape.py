@@ -48,16 +48,35 @@ class ModelShape:
         """Vocabulary rounded up so that each tensor parallel rank holds the same number of rows."""
         return -(-self.vocab // tensor_parallel) * tensor_parallel
 
+    def stage_layers(self, stages: int) -> list[int]:
+        """Layers of each pipeline stage. Megatron wants all stages equal but the first and the
+        last; where layers do not divide, those, which also hold the embedding and the output
+        layer, get fewer if that leaves them any, else more."""
+        if self.layers % stages == 0:
+            return [self.layers // stages] * stages
+        middle = -(-self.layers // stages)
+        if self.layers - middle * (stages - 2) < 2:
+            middle -= 1
+        outer = self.layers - middle * (stages - 2)
+        return [-(-outer // 2), *[middle] * (stages - 2), outer // 2]
+
     @property
     def parameters(self) -> int:
         """Number of weights (biases and norms, a thousandth of it, left out)."""
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.groups)
-        feed_forward = 3 * self.hidden * self.ffn
-        if self.experts:
-            feed_forward = self.experts * (feed_forward + self.hidden)
-        dense = len(self.dense_layers) * 3 * self.hidden * self.dense_ffn
-        layers = self.layers * attention + (self.layers - len(self.dense_layers)) * feed_forward
-        return layers + dense + self.vocab * self.hidden * (1 if self.tied else 2)
+        dense_layers = len(self.dense_layers) if self.experts else self.layers
+        dense = dense_layers * 3 * self.hidden * (self.dense_ffn if self.experts else self.ffn)
+        routers = (self.layers - dense_layers) * self.experts * self.hidden
+        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
+        return self.layers * attention + dense + routers + embeddings + self.expert_parameters
+
+    @property
+    def expert_parameters(self) -> int:
+        """Those of `parameters` that expert parallelism spreads over ranks."""
+        if not self.experts:
+            return 0
+        layers = self.layers - len(self.dense_layers)
+        return layers * self.experts * 3 * self.hidden * self.ffn
 
     def has_experts(self, layer: int) -> bool:
         """Whether layer `layer` (from 0) is a mixture of experts."""

@@ -139,8 +139,8 @@ def fp8_misfit(model: ModelConfig, shape: ModelShape, layout: Layout) -> str | N
             f"hidden size {shape.hidden} does not divide by {BLOCK}, as fp8=blockwise with "
             "sequence parallelism needs"
         )
-    most = shape.layers // layout.pipeline
-    for name in ("bf16_layers_at_start", "bf16_layers_at_end"):
+    sizes = shape.stage_layers(layout.pipeline)
+    for name, most in (("bf16_layers_at_start", sizes[0]), ("bf16_layers_at_end", sizes[-1])):
         if getattr(model, name) > most:
             return f"{name}={getattr(model, name)}: a pipeline stage has {most} layers"
     if model.bf16_layers_at_start + model.bf16_layers_at_end >= shape.layers:
@@ -177,9 +177,9 @@ def transformer_fields(model: ModelConfig, facts: DeviceFacts) -> dict:
     return fields
 
 
-def fuses_norms(built: ModuleList) -> bool:
+def fuses_norms(chunks: ModuleList) -> bool:
     """Whether a norm's weight lies in the linear layer that follows it: Transformer Engine's do."""
-    return built[0].config.transformer_impl == "transformer_engine"
+    return chunks[0].config.transformer_impl == "transformer_engine"
 
 
 def gather_fields(model: ModelConfig) -> dict:

@@ -10,6 +10,15 @@ from grpo_mcore.parallel.auto_layout import fit_roles
 from grpo_mcore.parallel.grid import Layout
 
 
+def never(shape: ModelShape, model: ModelConfig) -> str | None:
+    """Why `model`, which is of `shape`, can have no layout at all; None where it can."""
+    if model.expert_parallel > 1 and not shape.experts:
+        return "the model has no experts"
+    if shape.experts % model.expert_parallel:
+        return f"{shape.experts} experts do not divide by it"
+    return None
+
+
 def why_not(layout: Layout, shape: ModelShape, model: ModelConfig) -> str | None:
     """Why `model`, which is of `shape`, cannot be split by `layout`; None where it can."""
     parts = layout.pipeline * model.virtual_pipeline
@@ -22,6 +31,12 @@ def why_not(layout: Layout, shape: ModelShape, model: ModelConfig) -> str | None
             return f"feed-forward size {ffn} does not divide by tensor parallel {layout.tensor}"
     if shape.layers < layout.pipeline:
         return f"{shape.layers} layers are fewer than {layout.pipeline} pipeline stages"
+    sizes = shape.stage_layers(layout.pipeline)
+    if max(sizes) > 2 * -(-shape.layers // layout.pipeline):
+        return (
+            f"{shape.layers} layers over {layout.pipeline} pipeline stages would be {sizes[0]}, "
+            f"{sizes[1]}, ..., {sizes[-1]}; Megatron wants the inner stages equal"
+        )
     if model.virtual_pipeline > 1 and layout.pipeline == 1:
         return f"virtual_pipeline={model.virtual_pipeline} needs more than one pipeline stage"
     if model.virtual_pipeline > 1 and shape.layers % parts:
@@ -29,10 +44,6 @@ def why_not(layout: Layout, shape: ModelShape, model: ModelConfig) -> str | None
             f"{shape.layers} layers do not divide by {layout.pipeline} pipeline stages of "
             f"virtual_pipeline={model.virtual_pipeline} parts"
         )
-    if model.expert_parallel > 1 and not shape.experts:
-        return f"expert_parallel={model.expert_parallel}, but the model has no experts"
-    if shape.experts % model.expert_parallel:
-        return f"{shape.experts} experts do not divide by expert_parallel={model.expert_parallel}"
     if layout.data % model.expert_parallel:
         return (
             f"data parallel {layout.data} does not divide by "
@@ -83,6 +94,9 @@ def choose_layouts(
         for role, text in (("teacher", config.layout.teacher), ("student", config.layout.student))
     }
     for role, layout in asked.items():
+        if reason := never(shapes[role], getattr(config, role)):
+            value = getattr(config, role).expert_parallel
+            raise ConfigError(f"{role}.expert_parallel={value}: {reason}")
         if layout and (reason := why_not(layout, shapes[role], getattr(config, role))):
             raise ConfigError(f"layout.{role}={layout}: {reason}")
     if asked["teacher"] and (
@@ -111,7 +125,7 @@ def choose_layouts(
         raise ConfigError(
             f"layout.teacher={config.layout.teacher} layout.student={config.layout.student} "
             f"layout.placement={config.layout.placement}: does not fit {world_size} processes"
-            + _needed(config.layout.placement, asked, world_size)
+            + _needed(config, asked)
         )
     placement, teacher, student = chosen
     return placement, {
@@ -120,23 +134,40 @@ def choose_layouts(
     }
 
 
-def _needed(placement: str, asked: dict[str, Layout | None], world_size: int) -> str:
+def _needed(config: TeacherGRPOConfig, asked: dict[str, Layout | None]) -> str:
     teacher, student = asked["teacher"], asked["student"]
     if not teacher or not student:
-        return "; no layout of this size divides heads, layers and batch, and fits the memory"
-    if placement == "colocated":
+        wishes = [
+            f"{role}.{name}={value}"
+            for role in asked
+            for name in ("expert_parallel", "virtual_pipeline")
+            if (value := getattr(getattr(config, role), name)) > 1
+        ]
+        return "; no layout of this size divides heads, layers and batch, fits the memory" + (
+            f" and allows {', '.join(wishes)}" if wishes else ""
+        )
+    if config.layout.placement == "colocated":
         return f"; colocated roles need {teacher.size} and {student.size} processes to be equal"
     return f"; separate roles need {teacher.size} + {student.size} = {teacher.size + student.size}"
 
 
 def _memory_fits(shape: ModelShape, layout: Layout, config: TeacherGRPOConfig) -> bool:
     """Whether a device holds its share of a model in mixed-precision training: weight 2 bytes,
-    gradient 4, reference 2; master weight and Adam 12, sharded over data parallel ranks by the
-    distributed optimizer. A third of the device is left to activations and the engine's weights."""
+    gradient 4, reference 2; master weight and Adam 12, sharded by the distributed optimizer over
+    the data parallel ranks that hold the same. A third of the device is left to activations and
+    the engine's weights."""
     memory = device.total_memory()
-    states = 12 / (layout.data if config.distributed_optimizer else 1)
-    each = 6 + (2 if config.beta else 0) + states
-    return memory is None or shape.parameters * each / layout.model_ranks <= memory * 2 / 3
+    if memory is None:
+        return True
+    bytes_held = 0.0
+    experts = shape.expert_parameters
+    spread = config.teacher.expert_parallel
+    for parameters, ranks in ((shape.parameters - experts, 1), (experts, spread)):
+        states = 12 / (layout.data // ranks if config.distributed_optimizer else 1)
+        each = 6 + (2 if config.beta else 0) + states
+        bytes_held += parameters / ranks * each
+    largest = max(shape.stage_layers(layout.pipeline)) / shape.layers
+    return bytes_held * largest / layout.tensor <= memory * 2 / 3
 
 
 def count_engines(config: TeacherGRPOConfig, role: str, layout: Layout, shape: ModelShape) -> int:

@@ -11,7 +11,7 @@ from grpo_mcore.objectives.sft import sft_loss
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import join, world_size
 from grpo_mcore.report.progress import Progress
-from grpo_mcore.trainers.layouts import batch_misfit, why_not, with_experts
+from grpo_mcore.trainers.layouts import batch_misfit, never, why_not, with_experts
 from grpo_mcore.trainers.preflight import check_model, check_training, check_weights
 from grpo_mcore.training.batch import Batch, pad_batch
 from grpo_mcore.training.optimizer import check_optimizer
@@ -28,10 +28,14 @@ class SFTTrainer:
         """Raises ConfigError for settings that cannot work."""
         self.config = args
         self.layout = with_experts(Layout.parse("layout", args.layout), args.model)
+        if args.batch_size < 1:
+            raise ConfigError(f"batch_size={args.batch_size}: must be at least 1")
         check_training(args)
         check_model("model", args.model)
         check_optimizer(args, "model", args.model, read_facts())
         self.shape = read_shape("model.path", args.model.path)
+        if reason := never(self.shape, args.model):
+            raise ConfigError(f"model.expert_parallel={args.model.expert_parallel}: {reason}")
         reason = why_not(self.layout, self.shape, args.model) or batch_misfit(
             args.batch_size,
             args.per_device_train_batch_size,

@@ -51,11 +51,11 @@ class Policy:
             for chunk in self.chunks
         )
         self.optimizer, self.scheduler = build_optimizer(self.ddp, config, model, role)
+        megatron = self.chunks[0].config
+        megatron.finalize_model_grads_func = finalize_model_grads
+        megatron.grad_scale_func = self.optimizer.scale_loss
         no_sync = [ddp.no_sync for ddp in self.ddp]
-        for chunk in self.chunks:
-            chunk.config.finalize_model_grads_func = finalize_model_grads
-            chunk.config.grad_scale_func = self.optimizer.scale_loss
-            chunk.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+        megatron.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
     def micro_batches(self, batch: Batch) -> list[Batch]:
         """This data parallel rank's rows of the global batch, in micro-batches."""

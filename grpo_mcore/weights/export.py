@@ -16,13 +16,13 @@ BUCKET_BYTES = 256 << 20
 
 
 def export_model(
-    built: ModuleList, shape: ModelShape, role: Role, directory: Path, like: str
+    chunks: ModuleList, shape: ModelShape, role: Role, directory: Path, like: str
 ) -> None:
-    """Streams `built` into `directory`, with the configuration and tokenizer of `like`.
+    """Streams `chunks` into `directory`, with the configuration and tokenizer of `like`.
     Collective over the role; rank 0 writes."""
-    weight = next(built.parameters())
-    plan = make_plan(built, shape, role, BUCKET_BYTES, weight.element_size())
-    buckets = stream_tensors(built, shape, plan, role)
+    weight = next(chunks.parameters())
+    plan = make_plan(chunks, shape, role, BUCKET_BYTES, weight.element_size())
+    buckets = stream_tensors(chunks, shape, plan, role)
     if role.rank == 0:
         write_model(_flatten(buckets), directory, like, plan.expected(weight.dtype))
     else:

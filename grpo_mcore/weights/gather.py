@@ -16,7 +16,7 @@ from grpo_mcore.weights.plan import Plan
 
 @torch.no_grad()
 def stream_tensors(
-    built: ModuleList,
+    chunks: ModuleList,
     shape: ModelShape,
     plan: Plan,
     role: Role,
@@ -31,7 +31,7 @@ def stream_tensors(
     Args:
         pick: what to send of a parameter; its gradient (`main_grad`), for example.
     """
-    parameters = named_weights(built, shape, role)
+    parameters = named_weights(chunks, shape, role)
     like = pick(next(iter(parameters.values())))
     for bucket in plan.buckets:
         if role.pipeline_rank == bucket.stage:

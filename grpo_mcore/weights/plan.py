@@ -88,16 +88,16 @@ class Plan:
 
 
 def make_plan(
-    built: ModuleList, shape: ModelShape, role: Role, bucket_bytes: int, element_bytes: int
+    chunks: ModuleList, shape: ModelShape, role: Role, bucket_bytes: int, element_bytes: int
 ) -> Plan:
-    """Plans the sync of `built`. Collective over the role.
+    """Plans the sync of `chunks`. Collective over the role.
 
     Args:
         bucket_bytes: the most whole (gathered) bytes in a bucket, unless one parameter exceeds it.
         element_bytes: bytes of one element as it travels.
     """
-    rules = weight_rules(shape, fuses_norms(built))
-    mine = [(name, tuple(p.shape)) for name, p in named_weights(built, shape, role).items()]
+    rules = weight_rules(shape, fuses_norms(chunks))
+    mine = [(name, tuple(p.shape)) for name, p in named_weights(chunks, shape, role).items()]
     held = {}
     for stage, expert, weights in role.all_gather((role.pipeline_rank, role.expert_rank, mine)):
         held[stage, expert] = weights

@@ -27,15 +27,15 @@ class WeightSync:
 
     def __init__(
         self,
-        built: ModuleList,
+        chunks: ModuleList,
         shape: ModelShape,
         role: Role,
         pool: RolloutPool,
         bucket_megabytes: int,
     ):
-        self.built, self.shape, self.role, self.pool = built, shape, role, pool
-        element = next(built.parameters()).element_size()
-        self.plan = make_plan(built, shape, role, bucket_megabytes << 20, element)
+        self.chunks, self.shape, self.role, self.pool = chunks, shape, role, pool
+        element = next(chunks.parameters()).element_size()
+        self.plan = make_plan(chunks, shape, role, bucket_megabytes << 20, element)
         self.size = max(
             packed_bytes(
                 self.plan.whole_numel(b) * element, TENSORS_A_PARAMETER * b.experts * len(b.entries)
@@ -61,7 +61,7 @@ class WeightSync:
         self.pool.wake("weights")
         if engine:
             engine.call("begin_sync")
-        for tensors in stream_tensors(self.built, self.shape, self.plan, self.role):
+        for tensors in stream_tensors(self.chunks, self.shape, self.plan, self.role):
             count += len(tensors)
             total += sum(t.nbytes for t in tensors.values())
             source, slots = self._offer(tensors)

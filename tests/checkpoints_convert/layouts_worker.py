@@ -17,7 +17,6 @@ from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import join
 from tests.conftest import FAMILY_MODELS
-from tests.models.parity_worker import LAYOUTS
 
 
 def sharded(chunks, role: Role) -> dict:
@@ -38,7 +37,7 @@ def main() -> None:
     models, converted, saved = map(Path, sys.argv[1:])
     for name in FAMILY_MODELS:
         shape = read_shape("model.path", str(models / name))
-        text, settings = LAYOUTS[name]
+        *_, text, settings = FAMILY_MODELS[name]
         model = ModelConfig(str(models / name), **settings)
         layout = replace(Layout.parse("layout", text), expert=model.expert_parallel)
         with join({"policy": layout}, "colocated", 120) as world:

@@ -12,12 +12,11 @@ from grpo_mcore.models.hf_files import HFReader, copy_companions
 from tests.checkpoints_convert.test_round_trip import assert_same
 from tests.conftest import FAMILY_MODELS
 from tests.end_to_end.conftest import run_command, torchrun
-from tests.models.parity_worker import LAYOUTS
 
 
 @pytest.fixture(scope="module")
 def saved(tiny_models, converted, tmp_path_factory) -> Path:
-    """Checkpoints saved at the layouts of LAYOUTS. The worker fails where what it loads is not,
+    """Checkpoints saved at FAMILY_MODELS' layouts. The worker fails where what it loads is not,
     name by name and bit by bit, what Megatron wants and Hugging Face's files hold."""
     directory = tmp_path_factory.mktemp("saved")
     worker = Path(__file__).with_name("layouts_worker.py")
@@ -32,7 +31,7 @@ def test_every_layout_comes_back(tiny_models, saved, tmp_path, model):
     assert_same(tmp_path / "back", tiny_models / model)
     checkpoint = MegatronModel(saved / model)
     rows, _ = checkpoint.reader.size(checkpoint.slots["embedding.word_embeddings.weight"])
-    assert rows == (578 if LAYOUTS[model][0].startswith("2x") else 577)  # padded for TP 2
+    assert rows == (578 if FAMILY_MODELS[model][2].startswith("2x") else 577)  # padded for TP 2
 
 
 def test_checkpoint_of_a_run_becomes_what_the_run_exports(tiny_models, tmp_path):

@@ -2,20 +2,23 @@
 
 torchrun --nproc-per-node 1 or 4 parity_worker.py MODELS OUTPUT
 
-On four processes each model has a layout of its own, chosen to be awkward for it. Rank 0 writes
-OUTPUT/NAME.pt and OUTPUT/NAME. On one process every model is also loaded with one rule broken.
+On four processes each model has its layout of FAMILY_MODELS. Rank 0 writes OUTPUT/NAME.pt and
+OUTPUT/NAME. On one process every model is also loaded with wrong rules.
 """
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 from grpo_mcore.config import ModelConfig, TrainingConfig
 from grpo_mcore.models import build
-from grpo_mcore.models.families import read_shape
-from grpo_mcore.models.rules import GateUp
+from grpo_mcore.models.families import FAMILIES, read_shape
+from grpo_mcore.models.rules import QKV, GateUp, Rule
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
@@ -27,21 +30,6 @@ from grpo_mcore.weights.gather import stream_tensors
 from grpo_mcore.weights.plan import make_plan
 from tests.conftest import FAMILY_MODELS
 from tests.models.parity_reference import parity_batch
-
-LAYOUTS = {
-    "llama": ("2x1x2", {"sequence_parallel": True}),
-    "llama_tied": ("2x2x1", {"recompute": "full"}),
-    "llama3": ("1x4x1", {"recompute": "selective"}),
-    "mistral": ("2x2x1", {"virtual_pipeline": 2, "sequence_parallel": True}),
-    "mixtral": ("2x1x2", {"expert_parallel": 2, "sequence_parallel": True}),
-    "qwen2": ("2x2x1", {}),
-    "qwen2_tied": ("1x2x2", {"virtual_pipeline": 2}),
-    "qwen3": ("2x2x1", {"sequence_parallel": True, "recompute": "selective"}),
-    "qwen3_tied": ("2x2x1", {"sequence_parallel": True}),
-    "qwen3_moe": ("1x2x2", {"expert_parallel": 2}),
-    "qwen3_moe_mixed": ("1x2x2", {"expert_parallel": 2, "virtual_pipeline": 2}),
-}
-"""Name -> layout and settings on four processes."""
 
 
 def compute(role: Role, shape: ModelShape, model: ModelConfig) -> tuple[dict, Policy]:
@@ -77,30 +65,43 @@ def compute_logits(policy: Policy, batch: dict) -> torch.Tensor:
     return torch.cat(rows)[..., : policy.shape.vocab]
 
 
-def break_a_rule(shape: ModelShape) -> None:
-    """Takes the last gate for the up projection, and the other way round."""
-    rules = build.weight_rules(shape, False)
-    name, rule = [(n, r) for n, r in rules.items() if isinstance(r, GateUp)][-1]
-    rules[name] = replace(rule, gate=rule.up, up=rule.gate)
+def swapped_gate(rule: Rule) -> Rule:
+    return replace(rule, gate=rule.up, up=rule.gate) if isinstance(rule, GateUp) else rule
+
+
+def swapped_key(rule: Rule) -> Rule:
+    return replace(rule, key=rule.value, value=rule.key) if isinstance(rule, QKV) else rule
+
+
+@contextmanager
+def broken(family: ModuleType, fault: Callable[[Rule], Rule]) -> Iterator[None]:
+    """Rules of `family` with `fault` while it lasts."""
+    rules = family.rules
+    family.rules = lambda *args: {name: fault(rule) for name, rule in rules(*args).items()}
+    build.weight_rules.cache_clear()
+    yield
+    family.rules = rules
+    build.weight_rules.cache_clear()
 
 
 def main() -> None:
     models, output = Path(sys.argv[1]), Path(sys.argv[2])
-    for name in FAMILY_MODELS:
+    for name, (*_, text, settings) in FAMILY_MODELS.items():
         path = str(models / name)
         shape = read_shape("model.path", path)
-        text, settings = LAYOUTS[name]
-        if output.name == "single":
-            text, settings = "1x1x1", {}
-        model = ModelConfig(path, **settings)
-        layout = replace(Layout.parse("layout", text), expert=model.expert_parallel)
+        alone = output.name == "single"
+        model = ModelConfig(path, **({} if alone else settings))
+        layout = replace(
+            Layout.parse("layout", "1x1x1" if alone else text), expert=model.expert_parallel
+        )
         with join({"policy": layout}, "colocated", 120) as world:
             role = world.roles["policy"]
             found, policy = compute(role, shape, model)
             export_model(policy.chunks, shape, role, output / name, path)
-            if output.name == "single":
-                break_a_rule(shape)
-                found["broken"] = compute(role, shape, model)[0]
+            found["grad_norm"] = policy.step()["grad_norm"]
+            for fault in (swapped_gate, swapped_key) if alone else ():
+                with broken(FAMILIES[shape.family], fault):
+                    found[fault.__name__] = compute(role, shape, model)[0]
             if role.rank == 0:
                 torch.save(found, output / f"{name}.pt")
 

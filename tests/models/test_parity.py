@@ -48,9 +48,19 @@ def test_logits_and_gradients_are_transformers(output, layout, model):
 
 
 @pytest.mark.parametrize("model", FAMILY_MODELS)
-def test_one_wrong_rule_would_be_seen(output, model):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_norm_counts_every_weight_once(output, layout, model):
+    _, gradients = reference(output, model)
+    squares = sum(gradient.double().square().sum() for gradient in gradients.values())
+    found = torch.load(output / layout / f"{model}.pt")["grad_norm"]
+    assert found == pytest.approx(squares.sqrt().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("model", FAMILY_MODELS)
+@pytest.mark.parametrize("fault", ["swapped_gate", "swapped_key"])
+def test_one_wrong_rule_would_be_seen(output, fault, model):
     logits, gradients = reference(output, model)
-    found = torch.load(output / "single" / f"{model}.pt")["broken"]
+    found = torch.load(output / "single" / f"{model}.pt")[fault]
     assert (found["logits"] - logits).abs().max() > 1e-3
     assert max((found["gradients"][n] - g).abs().max() for n, g in gradients.items()) > 1e-4
 

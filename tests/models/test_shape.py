@@ -1,11 +1,13 @@
 """config.json becomes a ModelShape, or an error that says what is supported."""
 
 import json
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import (
+    AutoConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -16,7 +18,7 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from grpo_mcore.config import ConfigError
-from grpo_mcore.models.families import read_shape
+from grpo_mcore.models.families import FAMILIES, read_shape
 from grpo_mcore.models.rope import RopeScaling, inverse_frequencies, read_rope
 from tests.conftest import FAMILY_MODELS
 
@@ -122,9 +124,36 @@ def test_dense_layers_of_a_mixture_are_read(saved):
     assert shape.dense_layers == (1,) and not shape.weigh_all_experts
 
 
-def test_a_config_that_lacks_something_is_named(saved, tmp_path):
-    with pytest.raises(ConfigError, match=r"its config\.json lacks 'num_experts_per_tok'"):
-        saved(LlamaConfig(**SIZES), model_type="mixtral", num_local_experts=4)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_config_leaves_out_is_transformers_default(tmp_path, family):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    shape, config = read_shape("path", str(tmp_path)), AutoConfig.for_model(family)
+    assert shape.norm_eps == config.rms_norm_eps and shape.vocab == config.vocab_size
+    assert shape.rope_base == config.rope_parameters["rope_theta"]
+    heads = config.num_attention_heads
+    assert shape.head_dim == getattr(config, "head_dim", None) or config.hidden_size // heads
+    assert shape.window == getattr(config, "sliding_window", None)
+    assert shape.positions == config.max_position_embeddings
+
+
+@pytest.mark.parametrize(
+    "raw, reason",
+    [
+        ([], "model family None is not supported"),
+        ({"model_type": "llama", "num_attention_heads": "4"}, "num_attention_heads"),
+        ({"model_type": "llama", "num_attention_heads": 0}, "cannot be used"),
+        ({"model_type": "llama", "rope_scaling": "linear"}, "rope_parameters"),
+        ({"model_type": "llama", "num_hidden_layers": 0}, "layers is 0 by its config.json"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window=0 reaches nothing"),
+        ({"model_type": "mixtral", "num_experts_per_tok": 9}, "num_experts_per_tok=9, of 8"),
+        ({"model_type": "mixtral", "num_experts_per_tok": 1}, "=1 with renormalised weights"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_one_line(tmp_path, raw, reason):
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
+        read_shape("path", str(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

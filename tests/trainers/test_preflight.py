@@ -163,8 +163,7 @@ def test_layout_that_does_not_divide_the_student(config):
         (Layout(4, 1, 1), {"groups": 2}, {}, "2 key-value heads do not divide by tensor"),
         (Layout(1, 1, 2), {}, {"virtual_pipeline": 2}, "needs more than one pipeline stage"),
         (Layout(1, 2, 1), {"layers": 6}, {"virtual_pipeline": 2}, "6 layers do not divide by 2"),
-        (Layout(1, 1, 2), {}, {"expert_parallel": 2}, "the model has no experts"),
-        (Layout(1, 1, 2), {"experts": 3}, {"expert_parallel": 2}, "3 experts do not divide"),
+        (Layout(1, 16, 1), {"layers": 28}, {}, "stages would be 7, 1, ..., 7"),
         (Layout(1, 1, 2), {"experts": 4}, {"expert_parallel": 4}, "data parallel 2 does not"),
         (Layout(2, 1, 1), {"experts": 4}, {}, "needs sequence_parallel=true"),
     ],
@@ -173,6 +172,31 @@ def test_layout_a_model_cannot_have(tiny_models, layout, sizes, settings, reason
     shape = read_shape("teacher.path", str(tiny_models / "teacher"))
     model = ModelConfig(**settings)
     assert reason in why_not(layout, dataclasses.replace(shape, **sizes), model)
+
+
+def test_experts_that_no_layout_can_spread(config, tiny_models):
+    message = refusal(config, student__expert_parallel=2)
+    assert message == "student.expert_parallel=2: the model has no experts"
+    config.student.path = str(tiny_models / "mixtral")
+    message = refusal(config, student__expert_parallel=3)
+    assert message == "student.expert_parallel=3: 4 experts do not divide by it"
+
+
+def test_no_automatic_layout_says_what_was_wished(config):
+    message = refusal(config, 2, teacher__virtual_pipeline=2)
+    assert message.endswith("fits the memory and allows teacher.virtual_pipeline=2")
+
+
+def test_experts_count_once_in_the_memory(config, tiny_models, monkeypatch):
+    """Where expert parallelism spreads them, a device need not hold all."""
+    change(config, {"teacher.path": str(tiny_models / "mixtral"), "layout.student": "1x1x1"})
+    shape = read_shape("teacher.path", config.teacher.path)
+    dense = shape.parameters - shape.expert_parameters
+    needed = 20 * (dense + shape.expert_parameters / 4)
+    monkeypatch.setattr(device, "total_memory", lambda: int(1.6 * needed))
+    assert check_job(config, 5).layouts["teacher"].model_ranks > 1
+    config.teacher.expert_parallel = 4
+    assert check_job(config, 5).layouts["teacher"] == Layout(1, 1, 4, expert=4)
 
 
 def test_layers_need_not_divide_by_the_stages(tiny_models):

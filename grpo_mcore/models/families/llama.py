@@ -12,12 +12,13 @@ FeedForward = Callable[[ModelShape, int, bool], dict[str, Rule]]
 
 
 def shape(hf: dict, where: str, **variants) -> ModelShape:
-    """ModelShape from the contents of config.json; `where` names the setting in errors."""
+    """ModelShape from a configuration as transformers completes it; `where` names the setting in
+    errors."""
     if hf.get("attention_bias") and "qkv_bias" not in variants:
         raise ConfigError(f"{where}: attention_bias=true is not supported in this family")
     if hf.get("mlp_bias"):
         raise ConfigError(f"{where}: mlp_bias=true is not supported")
-    if hf.get("hidden_act", "silu") != "silu":
+    if hf["hidden_act"] != "silu":
         raise ConfigError(f"{where}: hidden_act={hf['hidden_act']} is not supported; only silu")
     if hf.get("use_sliding_window"):
         raise ConfigError(f"{where}: use_sliding_window=true is not supported in this family")
@@ -29,14 +30,14 @@ def shape(hf: dict, where: str, **variants) -> ModelShape:
         "ffn": hf["intermediate_size"],
         "layers": hf["num_hidden_layers"],
         "heads": heads,
-        "groups": hf.get("num_key_value_heads") or heads,
+        "groups": hf["num_key_value_heads"],
         "head_dim": hf.get("head_dim") or hf["hidden_size"] // heads,
         "vocab": hf["vocab_size"],
-        "positions": hf.get("max_position_embeddings", 2048),
-        "norm_eps": hf.get("rms_norm_eps", 1e-6),
+        "positions": hf["max_position_embeddings"],
+        "norm_eps": hf["rms_norm_eps"],
         "rope_base": rope_base,
         "rope_scaling": rope_scaling,
-        "tied": hf.get("tie_word_embeddings", False),
+        "tied": hf["tie_word_embeddings"],
     }
     return ModelShape(**sizes | variants)
 

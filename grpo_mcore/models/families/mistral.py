@@ -7,4 +7,4 @@ rules = llama.rules
 
 
 def shape(hf: dict, where: str) -> ModelShape:
-    return llama.shape(hf, where, window=hf.get("sliding_window"))
+    return llama.shape(hf, where, window=hf["sliding_window"])

@@ -11,7 +11,7 @@ def shape(hf: dict, where: str) -> ModelShape:
     return llama.shape(
         hf,
         where,
-        window=hf.get("sliding_window"),
+        window=hf["sliding_window"],
         experts=hf["num_local_experts"],
         experts_per_token=hf["num_experts_per_tok"],
     )

@@ -7,20 +7,18 @@ from grpo_mcore.models.shape import ModelShape
 
 
 def shape(hf: dict, where: str) -> ModelShape:
-    every, dense = hf.get("decoder_sparse_step", 1), hf.get("mlp_only_layers") or []
+    every, dense = hf["decoder_sparse_step"], hf["mlp_only_layers"]
+    dense_layers = tuple(n for n in range(hf["num_hidden_layers"]) if n in dense or (n + 1) % every)
     return llama.shape(
         hf,
         where,
         qk_norm=True,
         ffn=hf["moe_intermediate_size"],
-        # transformers 5 writes the second name where the released models have the first.
-        experts=hf["num_experts"] if "num_experts" in hf else hf["num_local_experts"],
+        experts=hf["num_local_experts"],  # transformers' name for what the model calls num_experts
         experts_per_token=hf["num_experts_per_tok"],
-        weigh_all_experts=not hf.get("norm_topk_prob", False),
-        dense_layers=tuple(
-            n for n in range(hf["num_hidden_layers"]) if n in dense or (n + 1) % every
-        ),
-        dense_ffn=hf["intermediate_size"],
+        weigh_all_experts=not hf["norm_topk_prob"],
+        dense_layers=dense_layers,
+        dense_ffn=hf["intermediate_size"] if dense_layers else 0,
     )
 
 
