@@ -41,6 +41,11 @@ def large(tiny_models, tmp_path_factory) -> Path:
 
 
 def start(module: str, *arguments, limit: int = resource.RLIM_INFINITY) -> subprocess.Popen:
+    def prepare() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        # Whoever runs the tests in the background of a script has them ignore it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     return subprocess.Popen(
         [sys.executable, "-m", f"checkpoints_convert.{module}", *map(str, arguments)],
         cwd=ROOT,
@@ -48,7 +53,7 @@ def start(module: str, *arguments, limit: int = resource.RLIM_INFINITY) -> subpr
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        preexec_fn=prepare,
     )
 
 
