@@ -13,7 +13,7 @@ from grpo_mcore.config.objective import (
     ObjectiveConfig,
     check_objective,
 )
-from grpo_mcore.objectives.entropy import entropy_bonus, high_entropy_mask
+from grpo_mcore.objectives.entropy import EntropyController, entropy_bonus, high_entropy_mask
 from grpo_mcore.objectives.grpo import grpo_loss
 from grpo_mcore.objectives.metrics import combine
 from grpo_mcore.objectives.weights import equal_weights, token_weights
@@ -201,6 +201,31 @@ def test_of_an_update(loss_type, level, seed, ranks, accumulation, updates):
         ref_log_probs=batch["ref_log_probs"],
     )
     same(loss, expected / ranks, [log_probs])
+
+
+def test_adaptive_entropy():
+    """The coefficient that TRL applies to an update, seen in the gradient, and moves after it."""
+    config = ObjectiveConfig(
+        loss_type="grpo",
+        beta=0.0,
+        use_adaptive_entropy=True,
+        entropy_coef=0.1,
+        entropy_coef_delta=0.04,
+        entropy_coef_max=0.15,
+        entropy_target=0.5,
+    )
+    trainer, controller = make_trainer(**trl_settings(config)), EntropyController(config)
+    batch = draw_batch(0, 4)
+    mask, weights = batch["mask"], equal_weights(batch["mask"])
+    for scale in (0.2, 0.1, 0.3, 5.0, 5.0, 5.0, 5.0, 5.0, 0.1, 0.1):
+        entropies = (scale * batch["entropies"]).requires_grad_()
+        loss = loss_of(
+            trainer, batch["log_probs"], batch["advantages"], mask, entropies, mask.sum()
+        )
+        (gradient,) = torch.autograd.grad(loss, entropies)
+        torch.testing.assert_close(gradient, -controller.applied * weights)
+        controller.update(entropies[mask > 0].mean().item())
+        assert controller.coef == pytest.approx(trainer.entropy_coef)
 
 
 def test_cispo_without_a_cap_scales_everything_down_in_trl():

@@ -122,7 +122,9 @@ def prepare(
     old_log_probs: Tensor | None = None,
     sampling_log_probs: list[list[float | None]] | None = None,
 ) -> dict[str, Tensor]:
-    """What TRL makes of completions and their rewards [samples, functions] before the loss."""
+    """What TRL makes of completions and their rewards [samples, functions] before the loss, wholly
+    in float64: the n / (n - 1) of its deviations and the engine's log-probabilities are made in the
+    default type."""
     trainer.use_vllm = sampling_log_probs is not None
     prompts = [[1]] * len(completions)
     texts = [""] * len(completions)
@@ -131,4 +133,8 @@ def prepare(
     )  # fmt: skip
     trainer._calculate_rewards = lambda *_: rewards
     trainer._get_per_token_logps_and_entropies = lambda *a, **k: (old_log_probs, None, None)
-    return trainer._generate_and_score_completions([{"prompt": "a"}] * len(completions))
+    torch.set_default_dtype(torch.float64)
+    try:
+        return trainer._generate_and_score_completions([{"prompt": "a"}] * len(completions))
+    finally:
+        torch.set_default_dtype(torch.float32)
