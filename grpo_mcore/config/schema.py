@@ -182,7 +182,7 @@ class TeacherGRPOConfig(TrainingConfig):
     epsilon_high: float | None = None
     """Upper clipping range; None: epsilon."""
     loss_type: str = "dapo"
-    """"grpo", "dapo" or "dr_grpo": how per-token losses are averaged."""
+    """One of `config.objective.LOSS_TYPES`."""
     scale_rewards: str = "group"
     """"group", "batch" or "none": the standard deviation advantages are divided by."""
 

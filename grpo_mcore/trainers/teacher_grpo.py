@@ -19,8 +19,9 @@ from grpo_mcore.data.questions import Question, questions_of_step
 from grpo_mcore.data.text import extract_solution
 from grpo_mcore.models.build import load_model
 from grpo_mcore.objectives.advantages import group_advantages
-from grpo_mcore.objectives.agreement import agreement_sums
-from grpo_mcore.objectives.grpo import GRPOLossConfig, grpo_loss, token_weights
+from grpo_mcore.objectives.agreement import agreement
+from grpo_mcore.objectives.grpo import grpo_loss
+from grpo_mcore.objectives.weights import token_weights
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import World, join, world_size
 from grpo_mcore.report.phases import Phases
@@ -30,7 +31,7 @@ from grpo_mcore.teaching.classroom import Classroom, Guidance, PendingAttempts
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
 from grpo_mcore.teaching.student import LocalStudent, RemoteStudent, Student, serve
 from grpo_mcore.trainers.base import ANEW, Loop, Start, choose_start
-from grpo_mcore.trainers.preflight import Job, check_job
+from grpo_mcore.trainers.preflight import Job, check_job, teacher_objective
 from grpo_mcore.training.batch import Batch, align, pad_batch
 from grpo_mcore.training.policy import Policy, Reference, release
 from grpo_mcore.weights.export import export_model
@@ -50,10 +51,6 @@ SHOWN = {
     "eval_sampled_non_degradation": "kept {:.3f}",
     "eval_sampled_teaching_length_mean": "tokens {:.1f}",
 }
-TOKEN_MEANS = {
-    "entropy", "kl", "clip_ratio/region_mean", "sampling/mismatch", "sampling/rollout_kl",
-}  # fmt: skip
-"""Metrics that come as sums over the sampled tokens."""
 FROZEN = 0
 """The version of the student's weights, for ever."""
 
@@ -309,21 +306,21 @@ class TeacherLoop:
     def update(self, batch: Batch) -> dict[str, float]:
         """One optimizer step on the batch."""
         config = self.config
-        settings = GRPOLossConfig(config.beta, config.epsilon, config.epsilon_high)
+        objective = teacher_objective(config)
 
         def loss(log_probs: torch.Tensor, part: Batch):
-            reference, advantages = part.get("reference"), part["advantages"]
             share, metrics = grpo_loss(
-                log_probs, None, reference, advantages, part["weights"], settings
+                log_probs,
+                part["advantages"],
+                part["weights"],
+                objective,
+                ref_log_probs=part.get("reference"),
             )
-            agreement = agreement_sums(log_probs.detach(), part["rollout"], part["mask"])
-            return share, metrics | {f"sampling/{name}": v for name, v in agreement.items()}
+            sampling = agreement(log_probs.detach(), part["rollout"], part["mask"])
+            return share, metrics | {f"sampling/{name}": v for name, v in sampling.items()}
 
         metrics = self.policy.compute_gradients(batch, loss, config.temperature)
-        tokens = batch["mask"].sum().item()
-        for name in metrics.keys() & TOKEN_MEANS:
-            metrics[name] /= tokens
-        return metrics | self.policy.step() | {"num_tokens": tokens}
+        return metrics | self.policy.step() | {"num_tokens": batch["mask"].sum().item()}
 
     def evaluate(self) -> dict[str, float]:
         """Teaches the held-out questions. The student is frozen, so it attempts them once."""
