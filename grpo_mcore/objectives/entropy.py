@@ -45,13 +45,22 @@ class EntropyController:
     arXiv:2505.22312).
 
     Attributes:
-        coef, last_entropy: the state, to be saved and restored.
+        coef, last_entropy: all that changes.
     """
 
     def __init__(self, config: ObjectiveConfig):
         self.config = config
         self.coef = config.entropy_coef
         self.last_entropy = math.inf
+
+    def state(self) -> list[float]:
+        """What a checkpoint keeps, for `restore`."""
+        return [self.coef, self.last_entropy]
+
+    def restore(self, state: list[float] | None) -> None:
+        """Goes on from a `state`; None: from the beginning."""
+        if state is not None:
+            self.coef, self.last_entropy = state
 
     @property
     def applied(self) -> float:

@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig, TrainingConfig
-from grpo_mcore.config.objective import ObjectiveConfig, check_objective
+from grpo_mcore.config.objective import check_objective
 from grpo_mcore.data.questions import Question, load_questions
 from grpo_mcore.data.text import fields_of
 from grpo_mcore.data.tokenizer import Tokenizer
@@ -25,6 +25,7 @@ from grpo_mcore.models.transformer_engine import (
     check_layers,
     read_facts,
 )
+from grpo_mcore.objectives.correction import refuse_truncated_sampling
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.trainers.layouts import choose_layouts, count_engines
 from grpo_mcore.trainers.lengths import Lengths, fit_lengths
@@ -164,21 +165,9 @@ def check_weights(key: str, path: str, shape: ModelShape) -> None:
         raise ConfigError(f"{key}={error}") from error
 
 
-def teacher_objective(config: TeacherGRPOConfig) -> ObjectiveConfig:
-    """The teacher's objective, as in ATLAS: plain KL, no correction of rollouts."""
-    return ObjectiveConfig(
-        loss_type=config.loss_type,
-        epsilon=config.epsilon,
-        epsilon_high=config.epsilon_high,
-        beta=config.beta,
-        scale_rewards=config.scale_rewards,
-        use_bias_correction_kl=False,
-        vllm_importance_sampling_correction=False,
-    )
-
-
 def _check_numbers(config: TeacherGRPOConfig) -> None:
-    check_objective(teacher_objective(config))
+    check_objective(config)
+    refuse_truncated_sampling(config, config.top_p, config.top_k, None)
     _choice("data.overlong", config.data.overlong, ("error", "drop"))
     _choice("layout.placement", config.layout.placement, ("auto", "separate", "colocated"))
     _at_least("num_generations", config.num_generations, 2)

@@ -18,10 +18,6 @@ from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.data.questions import Question, questions_of_step
 from grpo_mcore.data.text import extract_solution
 from grpo_mcore.models.build import load_model
-from grpo_mcore.objectives.advantages import group_advantages
-from grpo_mcore.objectives.agreement import agreement
-from grpo_mcore.objectives.grpo import grpo_loss
-from grpo_mcore.objectives.weights import token_weights
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import World, join, world_size
 from grpo_mcore.report.phases import Phases
@@ -31,8 +27,8 @@ from grpo_mcore.teaching.classroom import Classroom, Guidance, PendingAttempts
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
 from grpo_mcore.teaching.student import LocalStudent, RemoteStudent, Student, serve
 from grpo_mcore.trainers.base import ANEW, Loop, Start, choose_start
-from grpo_mcore.trainers.preflight import Job, check_job, teacher_objective
-from grpo_mcore.training.batch import Batch, align, pad_batch
+from grpo_mcore.trainers.grpo_update import GRPOUpdate
+from grpo_mcore.trainers.preflight import Job, check_job
 from grpo_mcore.training.policy import Policy, Reference, release
 from grpo_mcore.weights.export import export_model
 from grpo_mcore.weights.sync import WeightSync
@@ -157,10 +153,12 @@ class TeacherLoop:
         self.training_span = (0.0, 0.0)
 
         self.policy = Policy(self.role, shape, config.teacher, config)
-        self.reference = (
+        reference = (
             Reference(self.role, shape, config.teacher, config.seed) if config.beta else None
         )
+        self.update = GRPOUpdate(self.policy, reference, config)
         self.loop = Loop(config, self.role, self.policy, config.teacher.path, start, SHOWN)
+        self.update.entropy.restore(self.loop.restored.get("entropy"))
         self.recorded: dict[str, dict] = {}
         if self.loop.restored.get("student") == student_settings(config):
             self.recorded = self.loop.restored["attempts"]
@@ -202,11 +200,13 @@ class TeacherLoop:
             training_since = time.time()
             with phases("reward"):
                 rewards = self.score(step, guidance, lessons)
-                batch = self.make_batch(guidance, rewards)
+                batch = self.update.make_batch(
+                    [g.prompt for g in guidance], [g.completion for g in guidance]
+                )
             with phases("reference"):
-                self.add_reference(batch)
+                self.update.add_reference(batch)
             with phases("update"):
-                metrics = self.update(batch)
+                metrics = self.update(batch, rewards[:, None])
             with phases("sync"):
                 sent = self.sync.push(self.policy.version)
         self.training_span = (training_since, time.time())
@@ -238,10 +238,15 @@ class TeacherLoop:
         return self.prefetched[key]
 
     def state(self) -> dict:
-        """What the student has been asked ahead, for a checkpoint: with it, a resumed run repeats
-        this one even where the student's engines would say something else the second time."""
+        """For a checkpoint: the entropy bonus's coefficient, and what the student has been asked
+        ahead; with it, a resumed run repeats this one even where the student's engines would say
+        something else the second time."""
         attempts = {key: pending.record() for key, pending in self.prefetched.items()}
-        return {"student": student_settings(self.config), "attempts": attempts}
+        return {
+            "student": student_settings(self.config),
+            "attempts": attempts,
+            "entropy": self.update.entropy.state(),
+        }
 
     def attempts_of(self, step: int) -> list[Attempt]:
         """The attempts of the step, and how much of the student's time training has hidden."""
@@ -276,51 +281,6 @@ class TeacherLoop:
             return call_rewards(self.reward, step + 1, prompts, texts, columns)
 
         return torch.tensor(self.role.once(rewards))
-
-    def make_batch(self, guidance: list[Guidance], rewards: torch.Tensor) -> Batch:
-        """The global batch as tensors, with advantages and each token's weight in the loss."""
-        config = self.config
-        batch = pad_batch(
-            [g.prompt for g in guidance],
-            [g.completion.tokens for g in guidance],
-            self.policy.length_multiple,
-        )
-        mask = batch["mask"]
-        return batch | {
-            "rollout": align([g.completion.log_probs for g in guidance], mask),
-            "advantages": group_advantages(rewards, config.num_generations, config.scale_rewards),
-            "weights": token_weights(mask, config.loss_type, config.max_completion_length),
-        }
-
-    def add_reference(self, batch: Batch) -> None:
-        """Adds the reference's log-probabilities of this rank's rows; only the last stage uses
-        them, so other rows and stages hold zeros."""
-        if self.reference:
-            parts = self.policy.micro_batches(batch)
-            mine = self.reference.log_probs(parts, self.config.temperature)
-            batch["reference"] = torch.zeros_like(batch["mask"])
-            if mine is not None:
-                first = self.role.data_rank * len(mine)
-                batch["reference"][first : first + len(mine)] = mine
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        """One optimizer step on the batch."""
-        config = self.config
-        objective = teacher_objective(config)
-
-        def loss(log_probs: torch.Tensor, part: Batch):
-            share, metrics = grpo_loss(
-                log_probs,
-                part["advantages"],
-                part["weights"],
-                objective,
-                ref_log_probs=part.get("reference"),
-            )
-            sampling = agreement(log_probs.detach(), part["rollout"], part["mask"])
-            return share, metrics | {f"sampling/{name}": v for name, v in sampling.items()}
-
-        metrics = self.policy.compute_gradients(batch, loss, config.temperature)
-        return metrics | self.policy.step() | {"num_tokens": batch["mask"].sum().item()}
 
     def evaluate(self) -> dict[str, float]:
         """Teaches the held-out questions. The student is frozen, so it attempts them once."""

@@ -20,8 +20,9 @@ from grpo_mcore.training.batch import Batch, data_parallel_share, micro_batches
 from grpo_mcore.training.optimizer import build_optimizer
 from grpo_mcore.training.pipeline import compute_log_probs, run_pipeline
 
-Loss = Callable[[Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
-"""(log-probabilities [sequences, tokens], micro-batch) -> (share of the loss, its metrics)."""
+Loss = Callable[[Tensor, Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
+"""(log-probabilities [sequences, tokens], entropies [sequences, tokens], micro-batch) -> (share of
+the loss, its metrics)."""
 
 
 class Policy:
@@ -84,7 +85,7 @@ class Policy:
             log_probs, entropy = log_probs_and_entropy(
                 logits, targets, self.shape.vocab, temperature, self.role.groups.tp
             )
-            share, metrics = loss(log_probs, part)
+            share, metrics = loss(log_probs, entropy, part)
             metrics = metrics | {"entropy": mean_of(entropy, part["mask"])}
             return share * undo_average, {k: v.tolist() for k, v in metrics.items()}
 
@@ -118,7 +119,8 @@ class Reference:
 
     def log_probs(self, parts: list[Batch], temperature: float) -> Tensor | None:
         """[sequences, tokens] of this rank's micro-batches; None off the last stage."""
-        return compute_log_probs(self.chunks, self.role, parts, self.shape.vocab, temperature)
+        both = compute_log_probs(self.chunks, self.role, parts, self.shape.vocab, temperature)
+        return both and both[0]
 
 
 def release(chunks: ModuleList) -> None:
