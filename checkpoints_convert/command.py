@@ -37,6 +37,8 @@ def check_output(output: Path, source: Path, force: bool) -> None:
     """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output={output}: is a file; give a directory")
+    if output.is_mount():
+        raise ConfigError(f"--output={output}: is a mount point; give a directory in it")
     if not force and output.is_dir() and any(output.iterdir()):
         raise ConfigError(f"--output={output}: is not empty; choose another, or --force")
     if source.resolve().is_relative_to(output.resolve()):

@@ -17,6 +17,10 @@ METADATA = {
 """Of Megatron's ways to describe the states, the one that does not depend on the layout; they are
 gathered on one rank of each data parallel group, in host memory."""
 
+SETTINGS = ("max_lr", "min_lr", "betas", "eps")
+"""Of a parameter group, what a resumed run has of its own. (Rate and weight decay are the
+schedule's, which sets them before each step.)"""
+
 
 def sharded_states(
     optimizer: ChainedOptimizer, model: dict, is_loading: bool, metadata: dict
@@ -40,8 +44,11 @@ def load_states(optimizer: ChainedOptimizer, loaded: dict[int, dict], saved_part
     for number in range(saved_parts, len(parts)):
         loaded[number] = _with_step_of(loaded[0], loaded[number], parts[number])
     for number, part in enumerate(parts):
+        own = [{k: v for k, v in group.items() if k in SETTINGS} for group in part.param_groups]
         with torch.no_grad():  # it copies into parameters that want gradients
             part.load_state_dict(loaded[number])
+        for group, settings in zip(part.param_groups, own, strict=True):
+            group |= settings
     optimizer._synchronize_steps()
 
 

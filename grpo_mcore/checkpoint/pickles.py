@@ -61,8 +61,20 @@ def read_metadata(directory: Path) -> Metadata:
             raise FilesError(f"{path}: {error}; nothing of it was run") from error
         except Exception as error:  # bytes that are no pickle can make it raise anything
             raise FilesError(f"{path}: is damaged: {error!r}") from error
-    if not hasattr(metadata, "state_dict_metadata"):
+    tensors, places = (
+        getattr(metadata, name, None) for name in ("state_dict_metadata", "storage_data")
+    )
+    if not isinstance(tensors, dict) or not isinstance(places, dict):
         raise FilesError(f"{path}: describes no checkpoint")
+    for index, place in places.items():
+        if getattr(place, "transform_descriptors", None):
+            # Torch would decode it before unpickling, so what is checked here is not what it loads.
+            raise FilesError(f"{path}: {index.fqn} is encoded, which a checkpoint of ours never is")
+    for name, kind in tensors.items():
+        chunks = [None] if isinstance(kind, BytesStorageMetadata) else kind.chunks
+        for chunk in chunks:
+            if MetadataIndex(name, chunk and chunk.offsets) not in places:
+                raise FilesError(f"{path}: does not say where {name} lies")
     return metadata
 
 
@@ -72,7 +84,10 @@ def read_common(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FilesError(f"{directory}: {COMMON} is missing")
     with path.open("rb") as file:
-        return _load(file, str(path))
+        common = _load(file, str(path))
+    if not isinstance(common, dict):
+        raise FilesError(f"{path}: holds no common state")
+    return common
 
 
 def read_entry(directory: Path, place: _StorageInfo, name: str, on: str = "cpu") -> Any:

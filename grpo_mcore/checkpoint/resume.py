@@ -4,10 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grpo_mcore.checkpoint import folder, manifest
+from grpo_mcore.checkpoint.pickles import COMMON, METADATA
+from grpo_mcore.checkpoint.run import CONFIG, STATE
 from grpo_mcore.errors import ConfigError
 from grpo_mcore.parallel.groups import Role
 
 AUTO = "auto"
+PARTS = (METADATA, COMMON, STATE, CONFIG, f"{folder.COMPANIONS}/config.json")
+"""What no checkpoint of a run can do without, whatever else it has."""
 
 
 def find_checkpoint(
@@ -63,6 +67,9 @@ def _fault(checkpoint: Path, once: Callable, role: Role | None) -> str | None:
     entries = once(lambda: manifest.read_manifest(checkpoint))
     if isinstance(entries, str):
         return entries
+    for name in PARTS:
+        if name not in entries:
+            return f"{manifest.NAME} lists no {name}, which a run's checkpoint has"
     if role is None:
         return manifest.first_fault(checkpoint, entries, with_checksums=False)
     names = sorted(entries)[role.rank :: role.layout.size]

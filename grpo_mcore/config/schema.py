@@ -194,7 +194,7 @@ class TeacherGRPOConfig(TrainingConfig, ObjectiveConfig):
     """Checkpoint every so many steps; 0: after the last only."""
     async_save: bool = False
     """Write checkpoints beside the next steps, from a copy in host memory. One takes effect in a
-    later step, when every rank has written its part."""
+    later step, when every rank has written its part; a run that fails before then loses it."""
     save_total_limit: int | None = None
     """As in transformers: checkpoints kept, the oldest go first. The best is among them and never
     goes; so with 1 there are two where the best is not the newest. None: all."""

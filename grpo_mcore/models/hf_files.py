@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from grpo_mcore.errors import FilesError
@@ -32,7 +33,6 @@ _TYPES = {
 }  # fmt: skip
 _TYPE_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _LENGTH_BYTES = 8
-_LONGEST_HEADER = 100 << 20
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class HFReader:
     def __init__(self, directory: str | Path, dtype: torch.dtype | None = None):
         self.directory, self.cast = Path(directory), dtype
         index = self.directory / INDEX
-        if index.is_file():
-            self.stored = _read_sharded(self.directory, index)
-        elif (self.directory / SINGLE).is_file():
+        if (self.directory / SINGLE).is_file():  # transformers, too, prefers it where both are
             self.stored = _read_header(self.directory, SINGLE)
+        elif index.is_file():
+            self.stored = _read_sharded(self.directory, index)
         else:
             raise FilesError(f"{directory}: no weights there ({SINGLE} or {INDEX})")
 
@@ -106,9 +106,11 @@ class HFReader:
 
 def _read_sharded(directory: Path, index: Path) -> dict[str, _Stored]:
     try:
-        file_of = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
+        file_of = dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
         raise FilesError(f"{index}: is not an index of safetensors: {error!r}") from error
+    if not all(isinstance(file, str) for file in file_of.values()):
+        raise FilesError(f"{index}: is not an index of safetensors: a file's name is no text")
     headers = {file: _read_header(directory, file) for file in sorted(set(file_of.values()))}
     for file, header in headers.items():
         for name in header:
@@ -125,29 +127,21 @@ def _read_header(directory: Path, file: str) -> dict[str, _Stored]:
     path = directory / file
     if not path.is_file():
         raise FilesError(f"{directory}: {file} is missing")
-    size = path.stat().st_size
+    try:
+        with safe_open(path, "pt"):  # checks the header, and the file's length against it
+            pass
+    except SafetensorError as error:
+        raise FilesError(f"{path}: is truncated or no safetensors file: {error}") from error
     with path.open("rb") as opened:
         length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
-        data = _LENGTH_BYTES + length
-        if not 0 < length <= min(size - _LENGTH_BYTES, _LONGEST_HEADER):
-            raise FilesError(f"{path}: is truncated or no safetensors file")
-        try:
-            header = json.loads(opened.read(length))
-        except ValueError as error:
-            raise FilesError(f"{path}: its header is not JSON: {error}") from error
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
     found = {}
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         if entry["dtype"] not in _TYPES:
             raise FilesError(f"{path}: {name} is of type {entry['dtype']}, which is not supported")
-        begin, end = entry["data_offsets"]
-        held = _Stored(file, data + begin, _TYPES[entry["dtype"]], tuple(entry["shape"]))
-        if end - begin != torch.Size(held.shape).numel() * held.dtype.itemsize:
-            raise FilesError(f"{path}: the length of {name} is not that of its shape {held.shape}")
-        if data + end > size:
-            raise FilesError(f"{path}: is truncated: {name} ends {data + end - size} bytes past it")
-        found[name] = held
+        offset = _LENGTH_BYTES + length + entry["data_offsets"][0]
+        found[name] = _Stored(file, offset, _TYPES[entry["dtype"]], tuple(entry["shape"]))
     return found
 
 
@@ -260,6 +254,8 @@ def _set_dtype(file: Path, tensors: dict[str, Tensor]) -> None:
 
 def copy_companions(like: str | Path, directory: Path) -> None:
     """Copies what the model in `like` has beside its weights into `directory`, which is made."""
+    if not (Path(like) / "config.json").is_file():
+        raise FilesError(f"{like}: config.json is missing")
     for pattern in COMPANIONS:
         for path in Path(like).glob(pattern):
             target = directory / path.relative_to(like)
@@ -278,23 +274,24 @@ def new_directory(directory: str | Path, size: int) -> Iterator[Path]:
     Raises:
         FilesError: when the disk has less room than that, or a write fails.
     """
-    final = Path(directory).absolute()
-    work = final.with_name(final.name + ".partial")
-    shutil.rmtree(work, ignore_errors=True)  # an interrupted process left it
+    final = Path(directory).resolve()
+    # Names that no one else gives: what lies there is an interrupted process's.
+    work = final.with_name(f".{final.name}.being-written")
+    replaced = final.with_name(f".{final.name}.being-replaced")
     try:
+        if replaced.exists() and not final.exists():
+            replaced.rename(final)
+        for leftover in (work, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
         work.mkdir(parents=True)
         free = shutil.disk_usage(work).free
         if size > free:
             raise FilesError(f"{final}: needs {size:,} bytes, and the disk has {free:,} left")
         yield work
         if final.exists():
-            old = final.with_name(final.name + ".old")
-            shutil.rmtree(old, ignore_errors=True)
-            final.rename(old)
-            work.rename(final)
-            shutil.rmtree(old)
-        else:
-            work.rename(final)
+            final.rename(replaced)
+        work.rename(final)
+        shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         raise FilesError(f"{final}: was not written: {error}") from error
     finally:

@@ -9,9 +9,17 @@ from tqdm import tqdm
 class Progress:
     """A progress bar, a line for each step, and JSON lines on disk."""
 
-    def __init__(self, directory: Path, first_step: int, max_steps: int, shown: dict[str, str]):
+    def __init__(
+        self,
+        directory: Path,
+        first_step: int,
+        max_steps: int,
+        shown: dict[str, str],
+        resumed: bool = False,
+    ):
         """
         Args:
+            resumed: drop what an interrupted run recorded after `first_step`.
             shown: the metrics of a step's or an evaluation's line: name -> format such as
                 "reward {:+.3f}".
         """
@@ -25,8 +33,9 @@ class Progress:
             smoothing=0.1,
             disable=None,  # a bar belongs on a terminal, not in a log file
         )
-        for name in ("metrics", "completions"):
-            _forget_after(directory / f"{name}.jsonl", first_step)
+        if resumed:
+            for name in ("metrics", "completions"):
+                _forget_after(directory / f"{name}.jsonl", first_step)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Records a finished training step (counted from 1)."""

@@ -54,8 +54,13 @@ def choose_start(config: TeacherGRPOConfig, role: Role | None = None) -> Start:
     if role:
         role.once(lambda: folder.clear_leftovers(own))
     checkpoint, notes = find_checkpoint(config.resume, own, role)
+    if checkpoint is None and notes:
+        raise ConfigError(
+            f"resume={AUTO}: no checkpoint in {own} is whole "
+            f"({notes[0].removeprefix('warning: ')}); restore one, or choose another output_dir"
+        )
     if checkpoint is None:
-        return Start(None, [*notes, f"resume={AUTO}: no checkpoint in {own}: from the beginning"])
+        return Start(None, [f"resume={AUTO}: no checkpoint in {own}: from the beginning"])
     if is_used and checkpoint.resolve().parent != own.resolve():
         raise ConfigError(
             f"output_dir={directory}: holds an earlier run, of which {checkpoint} is no part; "
@@ -117,7 +122,13 @@ class Loop:
         self.writer = CheckpointWriter(policy, self.checkpoints, model_path, config)
         self.progress: Progress | None = None
         if role.rank == 0:
-            self.progress = Progress(self.directory, self.first_step, config.max_steps, shown)
+            self.progress = Progress(
+                self.directory,
+                self.first_step,
+                config.max_steps,
+                shown,
+                resumed=config.resume is not None,
+            )
         for line in (*start.notes, *notes):
             self.say(line)
 
@@ -180,10 +191,13 @@ class Loop:
         known = (
             best
             and best["metric"] == self.config.metric_for_best_model
+            and best["greater_is_better"] == self.config.greater_is_better
             and folder.checkpoint_at(self.checkpoints, best["step"]).exists()
         )
         if known:
             folder.record(self.checkpoints, folder.BEST, best["step"])
+        elif (self.checkpoints / folder.BEST).is_file():
+            (self.checkpoints / folder.BEST).unlink()
         return best if known else None, [f"{path} is newer: set aside" for path in newer]
 
     def _check_metric(self, evaluated: bool) -> None:
@@ -200,7 +214,12 @@ class Loop:
     def _save(self, step: int, measured: dict[str, float], trainer: dict) -> None:
         name = self.config.metric_for_best_model
         if name in measured and self._is_best(measured[name]):
-            self.best = {"step": step, "metric": name, "value": measured[name]}
+            self.best = {
+                "step": step,
+                "metric": name,
+                "value": measured[name],
+                "greater_is_better": self.config.greater_is_better,
+            }
         state = {
             "best": self.best,
             "metric_names": sorted(self.metric_names),

@@ -49,9 +49,28 @@ def why_not(layout: Layout, shape: ModelShape, model: ModelConfig) -> str | None
             f"data parallel {layout.data} does not divide by "
             f"expert_parallel={model.expert_parallel}"
         )
+    if model.expert_parallel > 1 and (stage := _stage_without_experts(shape, layout, model)):
+        return (
+            f"pipeline stage {stage} of {layout.pipeline} would have dense layers only, and with "
+            f"expert_parallel={model.expert_parallel} each needs experts"
+        )
     if shape.experts and layout.tensor > 1 and not model.sequence_parallel:
         return "a mixture of experts under tensor parallelism needs sequence_parallel=true"
     return fp8_misfit(model, shape, layout)
+
+
+def _stage_without_experts(shape: ModelShape, layout: Layout, model: ModelConfig) -> int | None:
+    """The number, from 1, of a pipeline stage none of whose layers has experts; None where each has
+    one. Megatron's optimizer of experts would be missing there."""
+    sizes = shape.stage_layers(layout.pipeline)
+    parts = [size // model.virtual_pipeline for size in sizes] * model.virtual_pipeline
+    stages: list[bool] = [False] * layout.pipeline
+    first = 0
+    for number, size in enumerate(parts):
+        held = range(first, first + size)
+        stages[number % layout.pipeline] |= any(shape.has_experts(n) for n in held)
+        first += size
+    return stages.index(False) + 1 if False in stages else None
 
 
 def with_experts(layout: Layout, model: ModelConfig) -> Layout:

@@ -39,11 +39,16 @@ CASES = {
     "distributed": ("qwen3_tied", "float32", True),
     "distributed_bf16": ("llama3", "bfloat16", True),
     "experts": ("qwen3_moe", "float32", True),
+    "experts_joined": ("qwen3_moe", "float32", False),
 }
+SPREAD = ["experts", "experts_joined"]
+"""Cases whose experts are spread over the data parallel ranks when they are loaded; and, but for
+JOINED, when they are saved."""
+JOINED = "experts_joined"
 """Name -> model, weights' type, distributed optimizer. Sizes of qwen3's parameters are no multiples
 of 64; llama3 has five layers."""
 LAYOUTS = ("1x2x2", "2x1x2", "2x2x1", "1x1x1")
-"""Saved at the first, loaded at each. Experts are spread over the data parallel ranks."""
+"""Saved at the first, loaded at each."""
 CURES = {
     "get_parameter_state_dp_zero": distributed_adam.CuredOptimizer,
     "state_dict": distributed_adam.CuredPlainAdam,
@@ -67,14 +72,13 @@ class Run:
         self.shape = read_shape("model.path", model.path)
         self.config = TeacherGRPOConfig(
             teacher=model,
-            learning_rate=1e-3,
             lr_scheduler_type="linear",
             warmup_steps=2,
             max_steps=8,
             weight_decay=0.1,
             distributed_optimizer=distributed,
             per_device_train_batch_size=2,
-            **settings,
+            **{"learning_rate": 1e-3, **settings},
         )
         self.policy = Policy(role, self.shape, model, self.config)
         self.plan = make_plan(self.policy.chunks, self.shape, role, 1 << 20, 4)
@@ -245,24 +249,41 @@ def run_layout(layout: Layout, models: Path, directory: Path, result: Path) -> N
     first, last = result.stem == LAYOUTS[0], result.stem == LAYOUTS[-1]
     found: dict = {"expected": {}, "found": {}}
     spread = replace(layout, expert=layout.data)
-    for layout_of_cases, cases in ((spread, ["experts"]), (layout, [*CASES][:-1])):
-        with join({"policy": layout_of_cases}, "colocated", 120) as world:
-            role = world.roles["policy"]
-            if first:
-                found["expected"] |= save_and_go_on(role, models, directory, cases)
-            found["found"] |= load_and_go_on(role, models, directory, cases)
-            if "experts" in cases:
-                continue
-            if first:
-                save_beside_steps(role, models, directory)
-                found["full"] = save_on_a_full_disk(role, models, directory)
-                found["without"] = load_without_cures(role, models, directory)
-            if last:
-                found["tensors"] = tensors_in(directory)
-            if role.rank == 0:
-                torch.save(found, result)
-            if last:
-                die_while_saving(role, models, directory)
+    plain = [case for case in CASES if case not in SPREAD]
+    with join({"policy": layout}, "colocated", 120) as world:
+        role = world.roles["policy"]
+        if first:
+            found["expected"] |= save_and_go_on(role, models, directory, [*plain, JOINED])
+            save_beside_steps(role, models, directory)
+            found["full"] = save_on_a_full_disk(role, models, directory)
+            found["without"] = load_without_cures(role, models, directory)
+        found["found"] |= load_and_go_on(role, models, directory, plain)
+        found["settings"] = load_with_other_settings(role, models, directory)
+    with join({"policy": spread}, "colocated", 120) as world:
+        role = world.roles["policy"]
+        if first:
+            others = [case for case in SPREAD if case != JOINED]
+            found["expected"] |= save_and_go_on(role, models, directory, others)
+        found["found"] |= load_and_go_on(role, models, directory, SPREAD)
+        if last:
+            found["tensors"] = tensors_in(directory)
+        if role.rank == 0:
+            torch.save(found, result)
+        if last:
+            die_while_saving(role, models, directory)
+
+
+def load_with_other_settings(role: Role, models: Path, directory: Path) -> dict:
+    """What the optimizer goes by, when the settings are not those of the checkpoint."""
+    found = {}
+    for case in ("plain", "distributed"):
+        run = Run(role, models, case, learning_rate=5e-5, adam_beta2=0.9, adam_epsilon=1e-6)
+        load_checkpoint(run.policy, checkpoint_at(directory / case, SAVED))
+        group = run.policy.optimizer.param_groups[0]
+        found[case] = [group["max_lr"], *group["betas"], group["eps"]]
+        run.train(range(SAVED, SAVED + 1))
+        found[case].append(run.policy.learning_rate)
+    return found
 
 
 if __name__ == "__main__":

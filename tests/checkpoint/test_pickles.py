@@ -107,3 +107,21 @@ def test_missing_file_is_named(checkpoint, file):
     (checkpoint / file).unlink()
     with pytest.raises(FilesError, match=rf"{file} is missing"):
         check_pickles(checkpoint)
+
+
+def test_encoded_entries_are_refused(checkpoint):
+    """Torch decodes them first, so they could be one thing here and another there."""
+    metadata = read_metadata(checkpoint)
+    next(iter(metadata.storage_data.values())).transform_descriptors = ["zstd"]
+    (checkpoint / METADATA).write_bytes(pickle.dumps(metadata))
+    with pytest.raises(FilesError, match="is encoded, which a checkpoint of ours never is"):
+        check_pickles(checkpoint)
+
+
+def test_an_entry_that_lies_nowhere_is_named(checkpoint):
+    metadata = read_metadata(checkpoint)
+    lost = next(iter(metadata.storage_data))
+    del metadata.storage_data[lost]
+    (checkpoint / METADATA).write_bytes(pickle.dumps(metadata))
+    with pytest.raises(FilesError, match=f"does not say where {lost.fqn} lies"):
+        check_pickles(checkpoint)

@@ -8,7 +8,7 @@ import torch
 
 from grpo_mcore.checkpoint import folder
 from grpo_mcore.checkpoint.manifest import NAME, first_fault, read_manifest
-from tests.checkpoint.resume_worker import CASES, CURES, LAST, LAYOUTS, SAVED
+from tests.checkpoint.resume_worker import CASES, CURES, JOINED, LAST, LAYOUTS, SAVED
 from tests.end_to_end.conftest import run_command, torchrun
 
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
@@ -34,7 +34,7 @@ def differences(expected: dict, found: dict) -> list[str]:
     return [name for name in expected if not torch.equal(expected[name], found[name])]
 
 
-@EVERY_CASE
+@pytest.mark.parametrize("case", [case for case in CASES if case != JOINED])
 def test_training_goes_on_exactly(results, case):
     expected, found = results[LAYOUTS[0]]["expected"][case], results[LAYOUTS[0]]["found"][case]
     assert found["losses"] == expected["losses"]
@@ -58,6 +58,14 @@ def test_training_goes_on_at_another_layout(results, case, layout):
             assert gradient.abs().max() > 1e-4
             assert (after[name] - gradient).abs().max() <= 1e-5, name
     assert found["drawn"] != expected["drawn"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", ["plain", "distributed"])
+def test_a_resumed_run_goes_by_its_own_settings(results, case, layout):
+    rate, *others, used = results[layout]["settings"][case]
+    assert [rate, *others] == [5e-5, 0.9, 0.9, 1e-6]
+    assert 0 < used <= 5e-5
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -56,7 +56,7 @@ def start(module: str, *arguments, limit: int = resource.RLIM_INFINITY) -> subpr
 def test_stopped_conversion_leaves_nothing_that_looks_complete(large, tiny_models, tmp_path, name):
     output = tmp_path / "output"
     process = start("hf_to_megatron", "--hf", large, "--output", output)
-    data = output.with_name("output.partial") / "iter_0000000" / "__0_0.distcp"
+    data = output.with_name(".output.being-written") / "iter_0000000" / "__0_0.distcp"
     while not data.exists() or not data.stat().st_size:
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)

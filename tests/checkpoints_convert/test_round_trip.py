@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
 from checkpoints_convert.megatron import MegatronModel
+from grpo_mcore.checkpoint import manifest
 from grpo_mcore.checkpoint.pickles import read_common
-from grpo_mcore.checkpoint.resume import find_checkpoint
 from grpo_mcore.errors import FilesError
 from grpo_mcore.models.expected import hf_sizes
 from grpo_mcore.models.families import FAMILIES, read_shape
@@ -100,8 +100,8 @@ def test_folder_is_laid_out_as_megatron_lm_does(tiny_models, converted):
     checkpoint = folder / "iter_0000000"
     assert json.loads((checkpoint / "metadata.json").read_text())["sharded_backend"] == "torch_dist"
     assert list(checkpoint.glob("__0_*.distcp"))
-    found, _ = find_checkpoint(str(folder), own=folder)
-    assert found == checkpoint  # its manifest is whole
+    entries = manifest.read_manifest(checkpoint)
+    assert manifest.first_fault(checkpoint, entries, with_checksums=True) is None
     assert read_common(checkpoint) == {
         "hf_model": str(tiny_models / "llama"),
         "iteration": 0,

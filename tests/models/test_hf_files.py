@@ -122,7 +122,7 @@ def test_truncated_file_is_found_before_anything_is_read(tiny_models, tmp_path, 
 def test_file_that_is_no_safetensors_is_refused(tiny_models, tmp_path):
     shutil.copytree(tiny_models / "qwen2", tmp_path / "junk")
     (tmp_path / "junk" / SINGLE).write_bytes((8).to_bytes(8, "little") + b"not json" + bytes(100))
-    with pytest.raises(FilesError, match="header is not JSON"):
+    with pytest.raises(FilesError, match="is truncated or no safetensors file"):
         HFReader(tmp_path / "junk")
 
 
@@ -235,3 +235,31 @@ def test_too_small_a_disk_is_found_before_writing(tiny_models, model, tmp_path, 
     with pytest.raises(FilesError, match=r"needs [\d,]+ bytes, and the disk has 1,000 left"):
         write(tiny_models, model.state_dict(), tmp_path / "written")
     assert not list(tmp_path.iterdir())
+
+
+def test_neighbours_of_the_output_are_left_alone(tiny_models, model, tmp_path):
+    output = tmp_path / "output"
+    for name in ("output.old", "output.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("kept")
+    for _ in range(2):
+        write(tiny_models, model.state_dict().items(), output)
+    assert {path.name for path in tmp_path.iterdir()} == {"output", "output.old", "output.partial"}
+    assert (tmp_path / "output.old" / "mine").read_text() == "kept"
+
+
+def test_a_replacement_that_was_killed_is_undone(tiny_models, model, tmp_path):
+    output = tmp_path / "output"
+    write(tiny_models, model.state_dict().items(), output)
+    output.rename(tmp_path / ".output.being-replaced")
+    expected = {name: t.to("meta") for name, t in model.state_dict().items()}
+    with pytest.raises(ValueError, match="was never given"):
+        write_model([], output, tiny_models / "qwen2", expected)
+    assert (output / "config.json").exists()
+
+
+def test_output_may_be_a_link(tiny_models, model, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    write(tiny_models, model.state_dict().items(), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere" / "config.json").exists()

@@ -190,7 +190,18 @@ def test_auto_takes_the_newest_valid_one_and_names_the_others(config, policy, ro
     assert lines[2].endswith("iter_0000003 is passed over: common.pt is missing")
     for step in (1, 2):
         alter(checkpoints(config) / f"iter_000000{step}")
-    assert start_of(config, role, resume="auto").startswith("anew")
+    refusal = start_of(config, role, resume="auto")
+    assert "is whole" in refusal and "iter_0000004 is passed over: __0_0" in refusal
+
+
+def test_a_converted_model_is_no_checkpoint_of_a_run(config, policy, role):
+    run(config, policy)
+    checkpoint = checkpoints(config) / "iter_0000004"
+    entries = json.loads((checkpoint / "manifest.json").read_text())
+    del entries["config.yaml"]
+    (checkpoint / "manifest.json").write_text(json.dumps(entries))
+    refusal = start_of(config, role, resume=str(checkpoint))
+    assert "manifest.json lists no config.yaml, which a run's checkpoint has" in refusal
 
 
 def test_from_the_beginning_where_auto_finds_nothing(config, policy):

@@ -166,6 +166,12 @@ def test_layout_that_does_not_divide_the_student(config):
         (Layout(1, 16, 1), {"layers": 28}, {}, "stages would be 7, 1, ..., 7"),
         (Layout(1, 1, 2), {"experts": 4}, {"expert_parallel": 4}, "data parallel 2 does not"),
         (Layout(2, 1, 1), {"experts": 4}, {}, "needs sequence_parallel=true"),
+        (
+            Layout(1, 2, 2),
+            {"experts": 4, "layers": 4, "dense_layers": (2, 3)},
+            {"expert_parallel": 2},
+            "stage 2 of 2 would have dense layers only",
+        ),
     ],
 )
 def test_layout_a_model_cannot_have(tiny_models, layout, sizes, settings, reason):
