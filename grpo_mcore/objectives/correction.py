@@ -111,7 +111,6 @@ def kept_log_mass(
     if top_p < 1:
         ascending, order = kept.softmax(-1).sort(-1)
         dropped = ascending.cumsum(-1) <= 1 - top_p
-        dropped[..., -1] = False
         kept = kept.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
     kept = kept.isfinite().scatter(-1, targets[..., None], True)
     return log_probs.masked_fill(~kept, -torch.inf).logsumexp(-1)

@@ -76,7 +76,7 @@ def grpo_loss(
         term, metrics = _clipped(ratio, advantages, mask, config)
 
     if config.off_policy_mask_threshold is not None:
-        sampling = old if sampling_log_probs is None else sampling_log_probs.where(mask, 0.0)
+        sampling = old if sampling_log_probs is None else sampling_log_probs
         threshold = config.off_policy_mask_threshold
         term = term * off_policy_mask(log_probs, sampling, advantages, mask, threshold)
     if entropy_mask is not None:

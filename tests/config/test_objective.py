@@ -91,6 +91,15 @@ def test_settings_that_do_not_go_together(settings, words):
     assert all(word in message for word in words)
 
 
+def test_masks_need_no_bounds():
+    for mode in ("token_mask", "sequence_mask"):
+        check_objective(
+            ObjectiveConfig(
+                vllm_importance_sampling_mode=mode, vllm_importance_sampling_clip_max=None
+            )
+        )
+
+
 def test_correction_that_is_off_may_be_anything():
     check_objective(
         ObjectiveConfig(

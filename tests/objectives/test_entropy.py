@@ -22,6 +22,11 @@ def test_highest_tokens_are_kept():
     assert kept(0.0) == pytest.approx([0.9])
 
 
+def test_share_is_met_in_spite_of_rounding():
+    """(1 - 0.7) * 10 is a little above 3."""
+    assert high_entropy_mask(torch.rand(1, 11), torch.ones(1, 11), 0.7).sum() == 8
+
+
 def test_equals_are_kept_together():
     entropies = torch.tensor([[0.5, 0.5, 0.5, 0.1]])
     assert high_entropy_mask(entropies, torch.ones(1, 4), 0.0).tolist() == [[True] * 3 + [False]]

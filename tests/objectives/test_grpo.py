@@ -176,24 +176,24 @@ def test_off_policy_mask_takes_the_old_policy_where_there_is_no_engine():
     )
 
 
-def test_clip_metrics_by_hand():
+@pytest.mark.parametrize(
+    "advantages, low, high, low_min, high_max",
+    [([1, -1, 1], 2, 1, 0, 1 / 3), ([-1, -1, -1], 3, 0, 1 / 3, 0), ([1, 1, 1], 0, 2, 0, 1 / 3)],
+)
+def test_clip_metrics_by_hand(advantages, low, high, low_min, high_max):
+    """The last sequence has no tokens, and no part in the extremes either."""
     log_probs = torch.log(torch.tensor([[1.5, 0.5, 1.0], [0.5, 0.5, 1.5], [1.0, 1.0, 1.0]]))
     mask = torch.tensor([[1.0, 1, 1], [1, 1, 1], [0, 0, 0]])
-    found = evaluate(
-        configured("dapo"),
-        log_probs.double(),
-        torch.tensor([1.0, -1.0, 1.0]),
-        mask,
-        old_log_probs=torch.zeros_like(mask),
-    )[2]
+    columns = {"advantages": torch.tensor(advantages), "old_log_probs": torch.zeros_like(mask)}
+    found = evaluate(configured("dapo"), log_probs.double(), mask=mask, **columns)[2]
     del found["loss"]
     assert found == pytest.approx(
         {
-            "clip_ratio/low_mean": 2 / 6,
-            "clip_ratio/high_mean": 1 / 6,
-            "clip_ratio/region_mean": 3 / 6,
-            "clip_ratio/low_min": 0,
-            "clip_ratio/high_max": 1 / 3,
+            "clip_ratio/low_mean": low / 6,
+            "clip_ratio/high_mean": high / 6,
+            "clip_ratio/region_mean": (low + high) / 6,
+            "clip_ratio/low_min": low_min,
+            "clip_ratio/high_max": high_max,
         }
     )
 

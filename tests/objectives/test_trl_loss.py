@@ -76,8 +76,8 @@ def draw_batch(seed: int, rows: int) -> dict[str, torch.Tensor]:
         "sampling_log_probs": sampling,
         # TRL takes the quantile in float32
         "entropies": normal().abs().float().double(),
-        "advantages": normal()[:, 0],
-        "advantages_by_token": normal(),
+        "advantages": normal()[:, 0].where(normal()[:, 0] < 1, 0.0),
+        "advantages_by_token": normal().where(normal() < 1, 0.0),
         "token_ratio": normal(0.3).exp().where(normal() < 1, 0.0).where(mask, 1.0),
         "sequence_ratio": normal(0.3)[:, :1].exp().where(normal()[:, :1] < 1, 0.0),
     }
