@@ -38,6 +38,13 @@ def torch_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if is_cuda() else torch.device("cpu")
 
 
+def enter_thread(chosen: torch.device) -> None:
+    """Selects `chosen`, the `torch_device()` of the thread that started this one: to CUDA a new
+    thread is on device 0."""
+    if is_cuda():
+        torch.cuda.set_device(chosen)
+
+
 def backend() -> str:
     """torch.distributed backend. On GPUs, gloo serves the exchange of Python objects."""
     return "cpu:gloo,cuda:nccl" if is_cuda() else "gloo"
