@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from grpo_mcore.errors import ConfigError
 from grpo_mcore.rewards.text import Text, text_of
 
-_THINKING = re.compile(r"^<think>(?!.*<think>)(.*?)</think>.*$", re.DOTALL | re.MULTILINE)
+_THINKING = re.compile(r"<think>(?!.*<think>).*</think>", re.DOTALL)
 
 
 def think_format_reward(completions: Sequence[Text], **_) -> list[float]:

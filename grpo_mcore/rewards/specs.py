@@ -13,6 +13,7 @@ columns of the dataset (the sample's own value in "per_sample"), `trainer_state`
 
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -161,8 +162,9 @@ def as_reward_specs(
             function = RewardModel(key, function, tokenizers[place], chat_template_kwargs)
         name = callable_name(function)
         style = _style(f"{key}={name}", function)
-        same = sum(callable_name(spec.function) == name for spec in specs)
-        unique = f"{name}_{same + 1}" if same else name
+        taken = {spec.name for spec in specs}
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        unique = name if name not in taken else next(n for n in numbered if n not in taken)
         specs.append(RewardSpec(function, unique, float(weights[place]), style))
         missing = [] if columns is None else specs[-1].missing(columns)
         if missing:
