@@ -71,12 +71,12 @@ def words(**_):
     "function, reason",
     [
         (raising, "ZeroDivisionError: no tokens"),
-        (nothing, "TypeError"),
+        (nothing, "returned a NoneType"),
         (too_few, "returned 1 values for 2 completions"),
-        (not_a_number, "returned nan for completion 1"),
-        (endless, "returned inf for completion 0"),
-        (none_for_one, "returned None for completion 0"),
-        (words, "returned '1.0' for completion 1"),
+        (not_a_number, "returned nan (float) for completion 1"),
+        (endless, "returned inf (float) for completion 0"),
+        (none_for_one, "returned None (NoneType) for completion 0"),
+        (words, "returned '1.0' (str) for completion 1"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
