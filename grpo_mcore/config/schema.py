@@ -182,6 +182,8 @@ class TeacherGRPOConfig(TrainingConfig, ObjectiveConfig):
     use_bias_correction_kl: bool = False
     vllm_importance_sampling_correction: bool = False
 
+    reward_timeout: float | None = None
+    """Seconds each reward function may take for a step's samples; None: any time."""
     degradation_penalty_multiplier: float = 2.0
     efficiency_weight: float = 1.0
 

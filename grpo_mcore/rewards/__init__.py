@@ -7,7 +7,6 @@ from grpo_mcore.rewards.call import (
     RewardCall,
     RewardError,
     Scores,
-    call_rewards,
     reward_metrics,
     score,
 )
@@ -18,18 +17,18 @@ from grpo_mcore.rewards.shape import (
     get_soft_overlong_punishment,
     think_format_reward,
 )
-from grpo_mcore.rewards.specs import RewardSpec, as_reward_specs, reward
+from grpo_mcore.rewards.specs import RewardSource, RewardSpec, as_reward_specs, reward
 
 __all__ = [
     "AdaptiveTeachingReward",
     "RewardCall",
     "RewardError",
     "RewardModel",
+    "RewardSource",
     "RewardSpec",
     "Scores",
     "accuracy_reward",
     "as_reward_specs",
-    "call_rewards",
     "format_reward",
     "get_length_penalty",
     "get_soft_overlong_punishment",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from grpo_mcore import device
 from grpo_mcore.errors import KnownError
-from grpo_mcore.rewards.specs import GROUND_TRUTHS, WITHHELD, RewardSpec, callable_name
+from grpo_mcore.rewards.specs import GROUND_TRUTHS, WITHHELD, RewardSpec
 from grpo_mcore.rewards.text import Text, text_of
 
 GRACE_SECONDS = 1.0
@@ -138,33 +138,6 @@ def reward_metrics(specs: Sequence[RewardSpec], rewards: Tensor) -> dict[str, fl
         if len(scored) > 1:
             metrics[f"rewards/{spec.name}/std"] = scored.std().item()
     return metrics
-
-
-def call_rewards(
-    function: Callable,
-    step: int,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    columns: dict[str, Sequence],
-) -> list[float]:
-    """The rewards of a function of style "batch" where every completion needs one.
-
-    Args:
-        columns: what the function is given beside them, by name.
-
-    Raises:
-        RewardError: when it raises, or returns the wrong number of values, or one that is not a
-            finite number.
-    """
-    name = callable_name(function)
-    try:
-        output = function(prompts=prompts, completions=completions, **columns)
-    except Exception as error:
-        raise _failure(name, step, error) from error
-    rewards = _checked(name, step, output, len(completions))
-    if None in rewards:
-        raise _bad_value(name, step, None, rewards.index(None), "a finite number")
-    return rewards
 
 
 def _given(style: str, call: RewardCall, common: dict) -> list[dict]:

@@ -36,6 +36,9 @@ OFFERED = {"completion_ids", "trainer_state", "log_metric", "log_extra"}
 WITHHELD = {"prompt", "completion", "completion_ids"}
 """Columns that are not passed on, as in TRL."""
 
+RewardSource = Callable | str | nn.Module
+"""A function, a sequence-classification model, or the path or hub id of one."""
+
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _BY_PLACE = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
 

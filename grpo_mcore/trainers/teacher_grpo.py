@@ -18,10 +18,19 @@ from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.data.questions import Question, questions_of_step
 from grpo_mcore.data.text import extract_solution
 from grpo_mcore.models.build import load_model
+from grpo_mcore.objectives.advantages import groups_without_spread, sum_rewards
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import World, join, world_size
 from grpo_mcore.report.phases import Phases
-from grpo_mcore.rewards import AdaptiveTeachingReward, call_rewards
+from grpo_mcore.rewards import (
+    AdaptiveTeachingReward,
+    RewardCall,
+    RewardSource,
+    Scores,
+    as_reward_specs,
+    reward_metrics,
+    score,
+)
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.teaching.classroom import Classroom, Guidance, PendingAttempts
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
@@ -47,6 +56,18 @@ SHOWN = {
     "eval_sampled_non_degradation": "kept {:.3f}",
     "eval_sampled_teaching_length_mean": "tokens {:.1f}",
 }
+LESSON_COLUMNS: dict[str, Callable[[Lesson], object]] = {
+    "questions": lambda lesson: lesson.attempt.question.text,
+    "ground_truths": lambda lesson: lesson.attempt.question.answer,
+    "baseline_solutions": lambda lesson: lesson.attempt.solutions,
+    "solutions": lambda lesson: extract_solution(lesson.answer),
+    "baseline_answers": lambda lesson: lesson.attempt.baselines,
+    "answers": lambda lesson: lesson.answer,
+    "student_approaches": lambda lesson: lesson.attempt.approach,
+    "teachings": lambda lesson: lesson.teaching,
+    "teaching_tokens": lambda lesson: lesson.teaching_tokens,
+}
+"""What reward functions are offered beside the dataset's columns."""
 FROZEN = 0
 """The version of the student's weights, for ever."""
 
@@ -55,24 +76,36 @@ class TeacherGRPOTrainer:
     """Trains `args.teacher` to teach `args.student`. The same script runs on every rank; what a
     rank does follows from the layout."""
 
-    def __init__(self, args: TeacherGRPOConfig, reward_funcs: Callable | None = None):
+    def __init__(
+        self,
+        args: TeacherGRPOConfig,
+        reward_funcs: RewardSource | list[RewardSource] | None = None,
+        reward_processing_classes=None,
+    ):
         """Checks everything that can be checked before models load.
 
         Args:
-            reward_funcs: (prompts, completions, **columns) -> list of floats; the columns are the
-                dataset's and `questions`, `ground_truths`, the student's extracted
-                `baseline_solutions` (a list each) and `solutions` and its whole `baseline_answers`
-                and `answers`, `student_approaches`, `teachings`, `teaching_tokens`. Default:
+            reward_funcs: what scores the guidance: functions of any style of `rewards.specs`,
+                sequence-classification models or their paths, one or several, weighed by
+                `args.reward_weights`. Functions may ask for the dataset's columns and for
+                `questions`, `ground_truths`, the student's extracted `baseline_solutions` (a list
+                each) and `solutions` and its whole `baseline_answers` and `answers`,
+                `student_approaches`, `teachings`, `teaching_tokens`. Default:
                 AdaptiveTeachingReward.
+            reward_processing_classes: the models' tokenizers, as in TRL.
 
         Raises:
             ConfigError: for a setting that cannot work.
         """
         self.config = args
-        self.reward = reward_funcs or AdaptiveTeachingReward(
-            args.degradation_penalty_multiplier, args.efficiency_weight
-        )
         self.job: Job = check_job(args, world_size())
+        self.rewards = as_reward_specs(
+            reward_funcs
+            or AdaptiveTeachingReward(args.degradation_penalty_multiplier, args.efficiency_weight),
+            args.reward_weights,
+            reward_processing_classes,
+            columns={*self.job.train[0].columns, *LESSON_COLUMNS},
+        )
 
     def train(self) -> dict[str, float]:
         """Runs the job to its end and writes the teacher to output_dir/final.
@@ -142,7 +175,7 @@ class TeacherLoop:
         local: LocalStudent | None,
         start: Start = ANEW,
     ):
-        self.config, self.job, self.reward = trainer.config, trainer.job, trainer.reward
+        self.config, self.job, self.rewards = trainer.config, trainer.job, trainer.rewards
         config, shape = self.config, self.job.shapes["teacher"]
         self.role, self.pool = world.roles["teacher"], pool
         self.tokenizer = self.job.tokenizers["teacher"]
@@ -199,20 +232,23 @@ class TeacherLoop:
             self.prefetch(step + 1)
             training_since = time.time()
             with phases("reward"):
-                rewards = self.score(step, guidance, lessons)
+                scores = self.score(step, guidance, lessons)
                 batch = self.update.make_batch(
                     [g.prompt for g in guidance], [g.completion for g in guidance]
                 )
             with phases("reference"):
                 self.update.add_reference(batch)
             with phases("update"):
-                metrics = self.update(batch, rewards[:, None])
+                metrics = self.update(batch, scores.rewards)
             with phases("sync"):
                 sent = self.sync.push(self.policy.version)
         self.training_span = (training_since, time.time())
+        rewards = sum_rewards(scores.rewards, config.reward_weights)
         self.log_lessons(step, lessons, rewards)
         return (
             describe(rewards, guidance, config.num_generations)
+            | reward_metrics(self.rewards, scores.rewards)
+            | {name: sum(values) / len(values) for name, values in scores.metrics.items()}
             | summarise(lessons)
             | metrics
             | {f"sync/{name}": float(value) for name, value in sent.items()}
@@ -258,29 +294,22 @@ class TeacherLoop:
         self.phases.seconds["student_attempts_during_training"] = hidden
         return attempts
 
-    def score(self, step: int, guidance: list[Guidance], lessons: list[Lesson]) -> torch.Tensor:
-        """Each lesson's reward, computed once and shared by all ranks."""
+    def score(self, step: int, guidance: list[Guidance], lessons: list[Lesson]) -> Scores:
+        """Each lesson's rewards, computed once and shared by all ranks."""
         questions = [lesson.attempt.question for lesson in lessons]
         names = questions[0].columns.keys() - {"prompts", "completions"}
         columns = {name: [q.columns[name] for q in questions] for name in names}
         columns |= {
-            "questions": [q.text for q in questions],
-            "ground_truths": [q.answer for q in questions],
-            "baseline_solutions": [lesson.attempt.solutions for lesson in lessons],
-            "solutions": [extract_solution(lesson.answer) for lesson in lessons],
-            "baseline_answers": [lesson.attempt.baselines for lesson in lessons],
-            "answers": [lesson.answer for lesson in lessons],
-            "student_approaches": [lesson.attempt.approach for lesson in lessons],
-            "teachings": [lesson.teaching for lesson in lessons],
-            "teaching_tokens": [lesson.teaching_tokens for lesson in lessons],
+            name: [read(lesson) for lesson in lessons] for name, read in LESSON_COLUMNS.items()
         }
-
-        def rewards() -> list[float]:
-            prompts = [self.tokenizer.decode(g.prompt) for g in guidance]
-            texts = [lesson.guidance for lesson in lessons]
-            return call_rewards(self.reward, step + 1, prompts, texts, columns)
-
-        return torch.tensor(self.role.once(rewards))
+        call = RewardCall(
+            step + 1,
+            [self.tokenizer.decode(g.prompt) for g in guidance],
+            [lesson.guidance for lesson in lessons],
+            [g.completion.tokens for g in guidance],
+            columns,
+        )
+        return self.role.once(lambda: score(self.rewards, call, self.config.reward_timeout))
 
     def evaluate(self) -> dict[str, float]:
         """Teaches the held-out questions. The student is frozen, so it attempts them once."""
@@ -297,7 +326,7 @@ class TeacherLoop:
                     "baselines": lesson.attempt.baselines,
                     "guidance": lesson.guidance,
                     "answer": lesson.answer,
-                    "reward": reward.item(),
+                    "reward": None if reward.isnan() else reward.item(),
                 }
                 for lesson, reward in zip(lessons, rewards, strict=True)
             ]
@@ -316,14 +345,17 @@ def student_settings(config: TeacherGRPOConfig) -> dict:
 def describe(
     rewards: torch.Tensor, guidance: list[Guidance], num_generations: int
 ) -> dict[str, float]:
-    """Metrics of a step's samples, under TRL's names."""
-    deviations = rewards.view(-1, num_generations).std(1)
+    """Metrics of a step's samples, under TRL's names. `rewards` are NaN where there is none."""
+    scored = rewards[~rewards.isnan()]
     lengths = [len(g.completion.tokens) for g in guidance]
     clipped = sum(not g.completion.finished for g in guidance)
     return {
-        "reward": rewards.mean().item(),
-        "reward_std": deviations.mean().item(),
-        "frac_reward_zero_std": (deviations == 0).float().mean().item(),
+        "reward": scored.mean().item(),
+        "reward_std": scored.std().item(),
+        "frac_reward_zero_std": groups_without_spread(rewards, num_generations)
+        .float()
+        .mean()
+        .item(),
         "completions/mean_length": sum(lengths) / len(lengths),
         "completions/max_length": float(max(lengths)),
         "completions/clipped_ratio": clipped / len(guidance),

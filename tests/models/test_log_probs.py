@@ -90,7 +90,6 @@ def test_entropy_carries_its_gradient(alone):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-
 def test_values_are_trls(alone):
     from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
