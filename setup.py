@@ -19,6 +19,7 @@ setup(
         "einops",
         "filelock",
         "hydra-core>=1.3.2,<1.4",
+        "math-verify[antlr4_9_3]>=0.9,<0.10",  # of the antlr4 that hydra-core needs
         "matplotlib",
         "megatron-core>=0.16.1,<0.17",  # 0.17 and later need Python 3.12
         "numpy>=2",

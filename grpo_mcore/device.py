@@ -14,6 +14,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 import torch
+from torch.utils._device import _device_constructors
 
 MEGATRON_SERIES = "0.16."
 """The bridge relies on what Megatron does inside, so it is bound to one series."""
@@ -36,6 +37,13 @@ def local_count() -> int:
 def torch_device() -> torch.device:
     """The device of this process's models."""
     return torch.device("cuda", torch.cuda.current_device()) if is_cuda() else torch.device("cpu")
+
+
+def enter_thread(chosen: torch.device) -> None:
+    """Selects `chosen`, the `torch_device()` of the thread that started this one: to CUDA a new
+    thread is on device 0."""
+    if is_cuda():
+        torch.cuda.set_device(chosen)
 
 
 def backend() -> str:
@@ -148,6 +156,9 @@ def _bridge_megatron_to_cpu() -> None:
 def _answer_for_cuda() -> None:
     """Gives the CPU's answer to each `torch.cuda` question Megatron asks."""
     cpu = torch.device("cpu")
+    # `with torch.device(...)` looks up the factories once. It has to know torch's own: else it does
+    # not reach through ours, and transformers, which asks it, loads models without rotary tables.
+    _device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.cuda.current_device = lambda: cpu

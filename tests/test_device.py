@@ -40,6 +40,18 @@ print("all there")
     assert run(program) == "all there"
 
 
+def test_torchs_own_choice_of_a_device_still_holds():
+    """Where it did not, transformers loaded models with whatever lay in memory as buffers."""
+    program = """
+from grpo_mcore import device
+device.prepare()
+import torch
+with torch.device("meta"):
+    print(torch.tensor([]).device, torch.zeros(1).device, torch.arange(2, device="cuda").device)
+"""
+    assert run(program) == "meta meta cpu"
+
+
 def test_every_name_replaced_in_megatron_is_defined_and_used_there():
     device.prepare()
     from megatron.core.tensor_parallel import random

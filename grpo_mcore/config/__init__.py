@@ -2,6 +2,7 @@
 
 Imports neither torch nor vLLM."""
 
+from grpo_mcore.config.objective import ObjectiveConfig
 from grpo_mcore.config.schema import (
     DataConfig,
     LayoutConfig,
@@ -19,6 +20,7 @@ __all__ = [
     "DataConfig",
     "LayoutConfig",
     "ModelConfig",
+    "ObjectiveConfig",
     "RolloutConfig",
     "SFTConfig",
     "TeacherGRPOConfig",

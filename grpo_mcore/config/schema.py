@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from grpo_mcore.config.objective import ObjectiveConfig
+
 
 @dataclass
 class ModelConfig:
@@ -149,7 +151,7 @@ class SFTConfig(TrainingConfig):
 
 
 @dataclass
-class TeacherGRPOConfig(TrainingConfig):
+class TeacherGRPOConfig(TrainingConfig, ObjectiveConfig):
     """Adaptive teaching: GRPO trains a teacher on how much its guidance helps a frozen student."""
 
     teacher: ModelConfig = field(default_factory=ModelConfig)
@@ -176,16 +178,12 @@ class TeacherGRPOConfig(TrainingConfig):
     top_k: int = 0
     student_temperature: float = 0.0
 
-    beta: float = 0.04
-    """Weight of the KL divergence from the initial teacher; 0: no reference model."""
-    epsilon: float = 0.2
-    epsilon_high: float | None = None
-    """Upper clipping range; None: epsilon."""
-    loss_type: str = "dapo"
-    """"grpo", "dapo" or "dr_grpo": how per-token losses are averaged."""
-    scale_rewards: str = "group"
-    """"group", "batch" or "none": the standard deviation advantages are divided by."""
+    # As in ATLAS, which corrects neither.
+    use_bias_correction_kl: bool = False
+    vllm_importance_sampling_correction: bool = False
 
+    reward_timeout: float | None = None
+    """Seconds each reward function may take for a step's samples; None: any time."""
     degradation_penalty_multiplier: float = 2.0
     efficiency_weight: float = 1.0
 

@@ -29,7 +29,7 @@ def log_probs_and_entropy(
 
     Returns:
         (log-probabilities, entropies in nats), float32 (float64 for float64 logits), shaped like
-        `targets`; gradients flow through the first only.
+        `targets`; gradients flow through both.
     """
     flat = logits.reshape(-1, logits.shape[-1])
     log_probs, entropy = _ShardedLogProbs.apply(
@@ -63,23 +63,35 @@ class _ShardedLogProbs(torch.autograd.Function):
             entropies.append(normaliser - sums[1] / sums[0])
             peaks.append(peak)
             normalisers.append(normaliser)
-        ctx.save_for_backward(logits, targets, torch.cat(peaks), torch.cat(normalisers))
-        ctx.first, ctx.held, ctx.temperature, ctx.chunk = first, held, temperature, chunk
         entropy = torch.cat(entropies)
-        ctx.mark_non_differentiable(entropy)
+        ctx.save_for_backward(logits, targets, torch.cat(peaks), torch.cat(normalisers), entropy)
+        ctx.first, ctx.held, ctx.temperature, ctx.chunk = first, held, temperature, chunk
+        ctx.set_materialize_grads(False)
         return torch.cat(log_probs), entropy
 
     @staticmethod
-    def backward(ctx, gradient, _):
+    def backward(ctx, gradient, entropy_gradient):
+        """With p the probabilities: d log p(y) / dx = onehot(y) - p, and
+        d entropy / dx = -p (log p + entropy)."""
         logits, targets, *saved = ctx.saved_tensors
         result = torch.zeros_like(logits)
-        parts = (t.split(ctx.chunk) for t in (logits, result, targets, *saved, gradient))
-        for part, out, target, peak, normaliser, g in zip(*parts, strict=True):
-            scaled = _upcast(part[:, : ctx.held]) / ctx.temperature
-            slope = scaled.sub_(peak[:, None]).sub_(normaliser[:, None]).exp_().mul_(-g[:, None])
-            local = target - ctx.first
-            mine = ((local >= 0) & (local < ctx.held)).nonzero().squeeze(1)
-            slope[mine, local[mine]] += g[mine]
+        parts = [t.split(ctx.chunk) for t in (logits, result, targets, *saved)]
+        for n, (part, out, target, peak, normaliser, entropy) in enumerate(
+            zip(*parts, strict=True)
+        ):
+            log_p = _upcast(part[:, : ctx.held]) / ctx.temperature
+            log_p -= (peak + normaliser)[:, None]
+            p = log_p.exp()
+            slope = torch.zeros_like(p)
+            if gradient is not None:
+                g = gradient.split(ctx.chunk)[n]
+                slope -= p * g[:, None]
+                local = target - ctx.first
+                mine = ((local >= 0) & (local < ctx.held)).nonzero().squeeze(1)
+                slope[mine, local[mine]] += g[mine]
+            if entropy_gradient is not None:
+                g = entropy_gradient.split(ctx.chunk)[n]
+                slope -= p * (log_p + entropy[:, None]) * g[:, None]
             out[:, : ctx.held] = slope / ctx.temperature
         return result, None, None, None, None, None
 

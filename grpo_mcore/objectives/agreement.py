@@ -3,16 +3,20 @@
 import torch
 from torch import Tensor
 
+from grpo_mcore.objectives.metrics import mean_of
 
-def agreement_sums(log_probs: Tensor, rollout_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Sums and a maximum over sampled tokens, to be totalled over parts and divided by the tokens.
 
-    `mismatch` is exp(|trainer - engine|), 1 when both agree; `rollout_kl` is the k3 estimate of
-    KL(engine || trainer); `max` is the largest absolute difference.
+def agreement(log_probs: Tensor, rollout_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Metrics of a part's sampled tokens, as `metrics.combine` wants them; a NaN of the engine (it
+    could not tell) is left out.
+
+    `mismatch` is the mean of exp(|trainer - engine|), 1 when both agree; `rollout_kl` is the k3
+    estimate of KL(engine || trainer); `max` is the largest absolute difference.
     """
-    gap = (log_probs - rollout_log_probs).where(mask > 0, 0.0).double()
+    known = (mask > 0) & ~rollout_log_probs.isnan()
+    gap = (log_probs - rollout_log_probs).where(known, 0.0).double()
     return {
-        "mismatch": (gap.abs().exp() * mask).sum(),
-        "rollout_kl": ((gap.exp() - gap - 1) * mask).sum(),
-        "max": gap.abs().max() if gap.numel() else torch.zeros(()),
+        "mismatch": mean_of(gap.abs().exp(), known),
+        "rollout_kl": mean_of(torch.expm1(gap) - gap, known),
+        "max": gap.abs().max() if gap.numel() else gap.new_zeros(()),
     }

@@ -1,6 +1,39 @@
-"""Reward functions and the checks on what they return. Knows nothing of torch.distributed."""
+"""Reward functions, how they are called, and the checks on what they return. Knows nothing of
+torch.distributed."""
 
+from grpo_mcore.rewards.accuracy import accuracy_reward
 from grpo_mcore.rewards.adaptive import AdaptiveTeachingReward
-from grpo_mcore.rewards.call import RewardError, call_rewards
+from grpo_mcore.rewards.call import (
+    RewardCall,
+    RewardError,
+    Scores,
+    reward_metrics,
+    score,
+)
+from grpo_mcore.rewards.model import RewardModel
+from grpo_mcore.rewards.shape import (
+    format_reward,
+    get_length_penalty,
+    get_soft_overlong_punishment,
+    think_format_reward,
+)
+from grpo_mcore.rewards.specs import RewardSource, RewardSpec, as_reward_specs, reward
 
-__all__ = ["AdaptiveTeachingReward", "RewardError", "call_rewards"]
+__all__ = [
+    "AdaptiveTeachingReward",
+    "RewardCall",
+    "RewardError",
+    "RewardModel",
+    "RewardSource",
+    "RewardSpec",
+    "Scores",
+    "accuracy_reward",
+    "as_reward_specs",
+    "format_reward",
+    "get_length_penalty",
+    "get_soft_overlong_punishment",
+    "reward",
+    "reward_metrics",
+    "score",
+    "think_format_reward",
+]

@@ -8,6 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig, TrainingConfig
+from grpo_mcore.config.objective import check_objective
 from grpo_mcore.data.questions import Question, load_questions
 from grpo_mcore.data.text import fields_of
 from grpo_mcore.data.tokenizer import Tokenizer
@@ -24,8 +25,7 @@ from grpo_mcore.models.transformer_engine import (
     check_layers,
     read_facts,
 )
-from grpo_mcore.objectives.advantages import SCALES
-from grpo_mcore.objectives.grpo import LOSS_TYPES
+from grpo_mcore.objectives.correction import refuse_truncated_sampling
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.trainers.layouts import choose_layouts, count_engines
 from grpo_mcore.trainers.lengths import Lengths, fit_lengths
@@ -166,8 +166,8 @@ def check_weights(key: str, path: str, shape: ModelShape) -> None:
 
 
 def _check_numbers(config: TeacherGRPOConfig) -> None:
-    _choice("loss_type", config.loss_type, LOSS_TYPES)
-    _choice("scale_rewards", config.scale_rewards, SCALES)
+    check_objective(config)
+    refuse_truncated_sampling(config, config.top_p, config.top_k, None)
     _choice("data.overlong", config.data.overlong, ("error", "drop"))
     _choice("layout.placement", config.layout.placement, ("auto", "separate", "colocated"))
     _at_least("num_generations", config.num_generations, 2)
@@ -177,7 +177,7 @@ def _check_numbers(config: TeacherGRPOConfig) -> None:
     ):  # fmt: skip
         _at_least(key, attrgetter(key)(config), 1)
     for key in (
-        "beta", "epsilon", "student_temperature", "top_k", "eval_steps", "save_steps",
+        "student_temperature", "top_k", "eval_steps", "save_steps",
         "log_completions", "data.eval_size",
     ):  # fmt: skip
         _at_least(key, attrgetter(key)(config), 0)

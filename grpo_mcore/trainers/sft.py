@@ -66,7 +66,7 @@ class SFTTrainer:
             for step in range(config.max_steps):
                 metrics = policy.compute_gradients(
                     self.batch(step, policy.length_multiple),
-                    lambda log_probs, part: _loss(log_probs, part["weights"]),
+                    lambda log_probs, _, part: _loss(log_probs, part["weights"]),
                 )
                 metrics |= policy.step()
                 if progress:

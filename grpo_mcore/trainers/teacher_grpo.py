@@ -18,20 +18,26 @@ from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.data.questions import Question, questions_of_step
 from grpo_mcore.data.text import extract_solution
 from grpo_mcore.models.build import load_model
-from grpo_mcore.objectives.advantages import group_advantages
-from grpo_mcore.objectives.agreement import agreement_sums
-from grpo_mcore.objectives.grpo import GRPOLossConfig, grpo_loss, token_weights
+from grpo_mcore.objectives.advantages import groups_without_spread, sum_rewards
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import World, join, world_size
 from grpo_mcore.report.phases import Phases
-from grpo_mcore.rewards import AdaptiveTeachingReward, call_rewards
+from grpo_mcore.rewards import (
+    AdaptiveTeachingReward,
+    RewardCall,
+    RewardSource,
+    Scores,
+    as_reward_specs,
+    reward_metrics,
+    score,
+)
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.teaching.classroom import Classroom, Guidance, PendingAttempts
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
 from grpo_mcore.teaching.student import LocalStudent, RemoteStudent, Student, serve
 from grpo_mcore.trainers.base import ANEW, Loop, Start, choose_start
+from grpo_mcore.trainers.grpo_update import GRPOUpdate
 from grpo_mcore.trainers.preflight import Job, check_job
-from grpo_mcore.training.batch import Batch, align, pad_batch
 from grpo_mcore.training.policy import Policy, Reference, release
 from grpo_mcore.weights.export import export_model
 from grpo_mcore.weights.sync import WeightSync
@@ -50,10 +56,18 @@ SHOWN = {
     "eval_sampled_non_degradation": "kept {:.3f}",
     "eval_sampled_teaching_length_mean": "tokens {:.1f}",
 }
-TOKEN_MEANS = {
-    "entropy", "kl", "clip_ratio/region_mean", "sampling/mismatch", "sampling/rollout_kl",
-}  # fmt: skip
-"""Metrics that come as sums over the sampled tokens."""
+LESSON_COLUMNS: dict[str, Callable[[Lesson], object]] = {
+    "questions": lambda lesson: lesson.attempt.question.text,
+    "ground_truths": lambda lesson: lesson.attempt.question.answer,
+    "baseline_solutions": lambda lesson: lesson.attempt.solutions,
+    "solutions": lambda lesson: extract_solution(lesson.answer),
+    "baseline_answers": lambda lesson: lesson.attempt.baselines,
+    "answers": lambda lesson: lesson.answer,
+    "student_approaches": lambda lesson: lesson.attempt.approach,
+    "teachings": lambda lesson: lesson.teaching,
+    "teaching_tokens": lambda lesson: lesson.teaching_tokens,
+}
+"""What reward functions are offered beside the dataset's columns."""
 FROZEN = 0
 """The version of the student's weights, for ever."""
 
@@ -62,24 +76,36 @@ class TeacherGRPOTrainer:
     """Trains `args.teacher` to teach `args.student`. The same script runs on every rank; what a
     rank does follows from the layout."""
 
-    def __init__(self, args: TeacherGRPOConfig, reward_funcs: Callable | None = None):
+    def __init__(
+        self,
+        args: TeacherGRPOConfig,
+        reward_funcs: RewardSource | list[RewardSource] | None = None,
+        reward_processing_classes=None,
+    ):
         """Checks everything that can be checked before models load.
 
         Args:
-            reward_funcs: (prompts, completions, **columns) -> list of floats; the columns are the
-                dataset's and `questions`, `ground_truths`, the student's extracted
-                `baseline_solutions` (a list each) and `solutions` and its whole `baseline_answers`
-                and `answers`, `student_approaches`, `teachings`, `teaching_tokens`. Default:
+            reward_funcs: what scores the guidance: functions of any style of `rewards.specs`,
+                sequence-classification models or their paths, one or several, weighed by
+                `args.reward_weights`. Functions may ask for the dataset's columns and for
+                `questions`, `ground_truths`, the student's extracted `baseline_solutions` (a list
+                each) and `solutions` and its whole `baseline_answers` and `answers`,
+                `student_approaches`, `teachings`, `teaching_tokens`. Default:
                 AdaptiveTeachingReward.
+            reward_processing_classes: the models' tokenizers, as in TRL.
 
         Raises:
             ConfigError: for a setting that cannot work.
         """
         self.config = args
-        self.reward = reward_funcs or AdaptiveTeachingReward(
-            args.degradation_penalty_multiplier, args.efficiency_weight
-        )
         self.job: Job = check_job(args, world_size())
+        self.rewards = as_reward_specs(
+            reward_funcs
+            or AdaptiveTeachingReward(args.degradation_penalty_multiplier, args.efficiency_weight),
+            args.reward_weights,
+            reward_processing_classes,
+            columns={*self.job.train[0].columns, *LESSON_COLUMNS},
+        )
 
     def train(self) -> dict[str, float]:
         """Runs the job to its end and writes the teacher to output_dir/final.
@@ -149,7 +175,7 @@ class TeacherLoop:
         local: LocalStudent | None,
         start: Start = ANEW,
     ):
-        self.config, self.job, self.reward = trainer.config, trainer.job, trainer.reward
+        self.config, self.job, self.rewards = trainer.config, trainer.job, trainer.rewards
         config, shape = self.config, self.job.shapes["teacher"]
         self.role, self.pool = world.roles["teacher"], pool
         self.tokenizer = self.job.tokenizers["teacher"]
@@ -160,10 +186,12 @@ class TeacherLoop:
         self.training_span = (0.0, 0.0)
 
         self.policy = Policy(self.role, shape, config.teacher, config)
-        self.reference = (
+        reference = (
             Reference(self.role, shape, config.teacher, config.seed) if config.beta else None
         )
+        self.update = GRPOUpdate(self.policy, reference, config)
         self.loop = Loop(config, self.role, self.policy, config.teacher.path, start, SHOWN)
+        self.update.entropy.restore(self.loop.restored.get("entropy"))
         self.recorded: dict[str, dict] = {}
         if self.loop.restored.get("student") == student_settings(config):
             self.recorded = self.loop.restored["attempts"]
@@ -204,18 +232,23 @@ class TeacherLoop:
             self.prefetch(step + 1)
             training_since = time.time()
             with phases("reward"):
-                rewards = self.score(step, guidance, lessons)
-                batch = self.make_batch(guidance, rewards)
+                scores = self.score(step, guidance, lessons)
+                batch = self.update.make_batch(
+                    [g.prompt for g in guidance], [g.completion for g in guidance]
+                )
             with phases("reference"):
-                self.add_reference(batch)
+                self.update.add_reference(batch)
             with phases("update"):
-                metrics = self.update(batch)
+                metrics = self.update(batch, scores.rewards)
             with phases("sync"):
                 sent = self.sync.push(self.policy.version)
         self.training_span = (training_since, time.time())
+        rewards = sum_rewards(scores.rewards, config.reward_weights)
         self.log_lessons(step, lessons, rewards)
         return (
             describe(rewards, guidance, config.num_generations)
+            | reward_metrics(self.rewards, scores.rewards)
+            | {name: sum(values) / len(values) for name, values in scores.metrics.items()}
             | summarise(lessons)
             | metrics
             | {f"sync/{name}": float(value) for name, value in sent.items()}
@@ -241,10 +274,15 @@ class TeacherLoop:
         return self.prefetched[key]
 
     def state(self) -> dict:
-        """What the student has been asked ahead, for a checkpoint: with it, a resumed run repeats
-        this one even where the student's engines would say something else the second time."""
+        """For a checkpoint: the entropy bonus's coefficient, and what the student has been asked
+        ahead; with it, a resumed run repeats this one even where the student's engines would say
+        something else the second time."""
         attempts = {key: pending.record() for key, pending in self.prefetched.items()}
-        return {"student": student_settings(self.config), "attempts": attempts}
+        return {
+            "student": student_settings(self.config),
+            "attempts": attempts,
+            "entropy": self.update.entropy.state(),
+        }
 
     def attempts_of(self, step: int) -> list[Attempt]:
         """The attempts of the step, and how much of the student's time training has hidden."""
@@ -256,74 +294,22 @@ class TeacherLoop:
         self.phases.seconds["student_attempts_during_training"] = hidden
         return attempts
 
-    def score(self, step: int, guidance: list[Guidance], lessons: list[Lesson]) -> torch.Tensor:
-        """Each lesson's reward, computed once and shared by all ranks."""
+    def score(self, step: int, guidance: list[Guidance], lessons: list[Lesson]) -> Scores:
+        """Each lesson's rewards, computed once and shared by all ranks."""
         questions = [lesson.attempt.question for lesson in lessons]
         names = questions[0].columns.keys() - {"prompts", "completions"}
         columns = {name: [q.columns[name] for q in questions] for name in names}
         columns |= {
-            "questions": [q.text for q in questions],
-            "ground_truths": [q.answer for q in questions],
-            "baseline_solutions": [lesson.attempt.solutions for lesson in lessons],
-            "solutions": [extract_solution(lesson.answer) for lesson in lessons],
-            "baseline_answers": [lesson.attempt.baselines for lesson in lessons],
-            "answers": [lesson.answer for lesson in lessons],
-            "student_approaches": [lesson.attempt.approach for lesson in lessons],
-            "teachings": [lesson.teaching for lesson in lessons],
-            "teaching_tokens": [lesson.teaching_tokens for lesson in lessons],
+            name: [read(lesson) for lesson in lessons] for name, read in LESSON_COLUMNS.items()
         }
-
-        def rewards() -> list[float]:
-            prompts = [self.tokenizer.decode(g.prompt) for g in guidance]
-            texts = [lesson.guidance for lesson in lessons]
-            return call_rewards(self.reward, step + 1, prompts, texts, columns)
-
-        return torch.tensor(self.role.once(rewards))
-
-    def make_batch(self, guidance: list[Guidance], rewards: torch.Tensor) -> Batch:
-        """The global batch as tensors, with advantages and each token's weight in the loss."""
-        config = self.config
-        batch = pad_batch(
-            [g.prompt for g in guidance],
+        call = RewardCall(
+            step + 1,
+            [self.tokenizer.decode(g.prompt) for g in guidance],
+            [lesson.guidance for lesson in lessons],
             [g.completion.tokens for g in guidance],
-            self.policy.length_multiple,
+            columns,
         )
-        mask = batch["mask"]
-        return batch | {
-            "rollout": align([g.completion.log_probs for g in guidance], mask),
-            "advantages": group_advantages(rewards, config.num_generations, config.scale_rewards),
-            "weights": token_weights(mask, config.loss_type, config.max_completion_length),
-        }
-
-    def add_reference(self, batch: Batch) -> None:
-        """Adds the reference's log-probabilities of this rank's rows; only the last stage uses
-        them, so other rows and stages hold zeros."""
-        if self.reference:
-            parts = self.policy.micro_batches(batch)
-            mine = self.reference.log_probs(parts, self.config.temperature)
-            batch["reference"] = torch.zeros_like(batch["mask"])
-            if mine is not None:
-                first = self.role.data_rank * len(mine)
-                batch["reference"][first : first + len(mine)] = mine
-
-    def update(self, batch: Batch) -> dict[str, float]:
-        """One optimizer step on the batch."""
-        config = self.config
-        settings = GRPOLossConfig(config.beta, config.epsilon, config.epsilon_high)
-
-        def loss(log_probs: torch.Tensor, part: Batch):
-            reference, advantages = part.get("reference"), part["advantages"]
-            share, metrics = grpo_loss(
-                log_probs, None, reference, advantages, part["weights"], settings
-            )
-            agreement = agreement_sums(log_probs.detach(), part["rollout"], part["mask"])
-            return share, metrics | {f"sampling/{name}": v for name, v in agreement.items()}
-
-        metrics = self.policy.compute_gradients(batch, loss, config.temperature)
-        tokens = batch["mask"].sum().item()
-        for name in metrics.keys() & TOKEN_MEANS:
-            metrics[name] /= tokens
-        return metrics | self.policy.step() | {"num_tokens": tokens}
+        return self.role.once(lambda: score(self.rewards, call, self.config.reward_timeout))
 
     def evaluate(self) -> dict[str, float]:
         """Teaches the held-out questions. The student is frozen, so it attempts them once."""
@@ -340,7 +326,7 @@ class TeacherLoop:
                     "baselines": lesson.attempt.baselines,
                     "guidance": lesson.guidance,
                     "answer": lesson.answer,
-                    "reward": reward.item(),
+                    "reward": None if reward.isnan() else reward.item(),
                 }
                 for lesson, reward in zip(lessons, rewards, strict=True)
             ]
@@ -359,14 +345,17 @@ def student_settings(config: TeacherGRPOConfig) -> dict:
 def describe(
     rewards: torch.Tensor, guidance: list[Guidance], num_generations: int
 ) -> dict[str, float]:
-    """Metrics of a step's samples, under TRL's names."""
-    deviations = rewards.view(-1, num_generations).std(1)
+    """Metrics of a step's samples, under TRL's names. `rewards` are NaN where there is none."""
+    scored = rewards[~rewards.isnan()]
     lengths = [len(g.completion.tokens) for g in guidance]
     clipped = sum(not g.completion.finished for g in guidance)
     return {
-        "reward": rewards.mean().item(),
-        "reward_std": deviations.mean().item(),
-        "frac_reward_zero_std": (deviations == 0).float().mean().item(),
+        "reward": scored.mean().item(),
+        "reward_std": scored.std().item(),
+        "frac_reward_zero_std": groups_without_spread(rewards, num_generations)
+        .float()
+        .mean()
+        .item(),
         "completions/mean_length": sum(lengths) / len(lengths),
         "completions/max_length": float(max(lengths)),
         "completions/clipped_ratio": clipped / len(guidance),

@@ -66,17 +66,17 @@ def run_pipeline(
 
 def compute_log_probs(
     chunks: ModuleList, role: Role, parts: list[Batch], vocab: int, temperature: float
-) -> Tensor | None:
-    """Log-probabilities of the batch's own tokens, without gradient.
+) -> tuple[Tensor, Tensor] | None:
+    """Log-probabilities of the batch's own tokens and entropies at their places, without gradient.
 
     Returns:
-        [sequences, tokens] on the last stage, None on the others.
+        Two tensors [sequences, tokens] on the last stage, None on the others.
     """
 
     def on_output(part: Batch, logits: Tensor):
         targets = part["tokens"].roll(-1, dims=1)  # the last column is always masked
-        log_probs, _ = log_probs_and_entropy(logits, targets, vocab, temperature, role.groups.tp)
-        return log_probs.sum() * 0, log_probs.cpu()
+        both = log_probs_and_entropy(logits, targets, vocab, temperature, role.groups.tp)
+        return both[0].sum() * 0, torch.stack(both).cpu()
 
     collected = run_pipeline(chunks, role, parts, on_output, forward_only=True)
-    return torch.cat(collected) if collected else None
+    return torch.cat(collected, dim=1).unbind() if collected else None

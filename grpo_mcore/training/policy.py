@@ -14,13 +14,15 @@ from grpo_mcore.models.build import load_model
 from grpo_mcore.models.log_probs import log_probs_and_entropy
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.transformer_engine import gather_fields, length_multiple
+from grpo_mcore.objectives.metrics import combine, mean_of
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.training.batch import Batch, data_parallel_share, micro_batches
 from grpo_mcore.training.optimizer import build_optimizer
 from grpo_mcore.training.pipeline import compute_log_probs, run_pipeline
 
-Loss = Callable[[Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
-"""(log-probabilities [sequences, tokens], micro-batch) -> (share of the loss, metric sums)."""
+Loss = Callable[[Tensor, Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
+"""(log-probabilities [sequences, tokens], entropies [sequences, tokens], micro-batch) -> (share of
+the loss, its metrics)."""
 
 
 class Policy:
@@ -66,7 +68,8 @@ class Policy:
         """Forward and backward over the global batch; gradients are reduced over all ranks.
 
         Returns:
-            The totals of the metrics `loss` gave, and of the entropy over the mask, on every rank.
+            The whole batch's metrics of those `loss` gave for parts of it (`objectives.metrics`),
+            and its mean entropy, on every rank.
         """
         self.ddp.train()
         for ddp in self.ddp:
@@ -82,12 +85,12 @@ class Policy:
             log_probs, entropy = log_probs_and_entropy(
                 logits, targets, self.shape.vocab, temperature, self.role.groups.tp
             )
-            share, metrics = loss(log_probs, part)
-            metrics = metrics | {"entropy": (entropy * part["mask"]).sum()}
-            return share * undo_average, {k: v.detach().item() for k, v in metrics.items()}
+            share, metrics = loss(log_probs, entropy, part)
+            metrics = metrics | {"entropy": mean_of(entropy, part["mask"])}
+            return share * undo_average, {k: v.tolist() for k, v in metrics.items()}
 
         collected = run_pipeline(self.ddp, self.role, parts, on_output, forward_only=False)
-        return self._total(collected)
+        return self._whole(collected)
 
     def step(self) -> dict[str, float]:
         """One optimizer step on the computed gradients."""
@@ -100,17 +103,10 @@ class Policy:
     def learning_rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
-    def _total(self, collected: list[dict[str, float]]) -> dict[str, float]:
+    def _whole(self, collected: list[dict[str, float | list[float]]]) -> dict[str, float]:
         # Tensor parallel ranks computed the same numbers; one of each last stage speaks.
         spoken = collected if self.role.tensor_rank == 0 else []
-        totals: dict[str, float] = {}
-        for metrics in (m for rank in self.role.all_gather(spoken) for m in rank):
-            for name, value in metrics.items():
-                if name.endswith("max"):
-                    totals[name] = max(totals.get(name, value), value)
-                else:
-                    totals[name] = totals.get(name, 0.0) + value
-        return totals
+        return combine(metrics for rank in self.role.all_gather(spoken) for metrics in rank)
 
 
 class Reference:
@@ -123,7 +119,8 @@ class Reference:
 
     def log_probs(self, parts: list[Batch], temperature: float) -> Tensor | None:
         """[sequences, tokens] of this rank's micro-batches; None off the last stage."""
-        return compute_log_probs(self.chunks, self.role, parts, self.shape.vocab, temperature)
+        both = compute_log_probs(self.chunks, self.role, parts, self.shape.vocab, temperature)
+        return both and both[0]
 
 
 def release(chunks: ModuleList) -> None:

@@ -137,7 +137,7 @@ def batch(step: int):
     return made | {"weights": made["mask"] / made["mask"].sum()}
 
 
-def loss(log_probs, part):
+def loss(log_probs, _, part):
     share = sft_loss(log_probs, part["weights"])
     return share, {"loss": share}
 

@@ -27,7 +27,7 @@ def main() -> None:
     with join({"policy": Layout(tensor=2, pipeline=2)}, "colocated", 120) as world:
         role = world.roles["policy"]
         policy = Policy(role, shape, model, config)
-        policy.compute_gradients(batch, lambda log_probs, part: (-log_probs.mean(), {}))
+        policy.compute_gradients(batch, lambda log_probs, _, part: (-log_probs.mean(), {}))
         policy.step()
         writer = CheckpointWriter(policy, output / "checkpoints", path, config)
         writer.save(1, {})

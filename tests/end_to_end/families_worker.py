@@ -39,7 +39,7 @@ def main() -> None:
         requests = [Request(prompt, 12, seed) for seed, prompt in enumerate(prompts)]
         completions = pool.generate(requests)
         batch = pad_batch(prompts, [c.tokens for c in completions])
-        found = compute_log_probs(chunks, role, [batch], shape.vocab, 1.0)
+        found, _ = compute_log_probs(chunks, role, [batch], shape.vocab, 1.0)
         expected = torch.tensor([x for c in completions for x in c.log_probs])
         difference = (found[batch["mask"].bool()] - expected).abs().max().item()
         if role.rank == 0:

@@ -11,13 +11,18 @@ from tests.end_to_end.conftest import records, run_command, torchrun
 from tests.end_to_end.layouts_worker import CASES, TRAINED
 
 REFERENCE = "1x1x1"
+OPTIONS = [
+    "beta=0.04", "use_bias_correction_kl=true", "vllm_importance_sampling_correction=true",
+    "top_entropy_quantile=0.8", "entropy_coef=0.01", "off_policy_mask_threshold=1.0",
+]  # fmt: skip
+"""All that the loss wants to know of other ranks."""
 
 
 @pytest.fixture(scope="module")
 def output(job, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("layouts")
     worker = Path(__file__).with_name("layouts_worker.py")
-    run_command(torchrun(8, worker, directory, *job, "beta=0.04"), timeout=300)
+    run_command(torchrun(8, worker, directory, *job, *OPTIONS), timeout=300)
     return directory
 
 

@@ -106,7 +106,7 @@ def compute(role: Role, case: str, path: str) -> dict:
         streams = stream_tensors(policy.chunks, shape, plan, role, pick)
         return {k: v.float().cpu() for tensors in streams for k, v in tensors.items()}
 
-    def loss(log_probs, part):
+    def loss(log_probs, _, part):
         share = sft_loss(log_probs, part["weights"])
         return share, {"loss": share}
 

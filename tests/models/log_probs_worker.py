@@ -22,15 +22,16 @@ def check(group: dist.ProcessGroup, vocab: int, chunk: int) -> None:
     whole = logits[:, :vocab].clone().requires_grad_()
     table = torch.log_softmax(whole / TEMPERATURE, dim=-1)
     expected = table.gather(1, targets[:, None]).squeeze(1)
-    (expected * weights).sum().backward()
+    expected_entropy = -(table.exp() * table).sum(-1)
+    (expected * weights + expected_entropy * weights.flip(0)).sum().backward()
     slope = torch.nn.functional.pad(whole.grad, (0, logits.shape[1] - vocab))
 
     mine = slice(group.rank() * width, (group.rank() + 1) * width)
     shard = logits[:, mine].clone().requires_grad_()
     found, entropy = log_probs_and_entropy(shard, targets, vocab, TEMPERATURE, group, chunk)
-    (found * weights).sum().backward()
+    (found * weights + entropy * weights.flip(0)).sum().backward()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(entropy, -(table.exp() * table).sum(-1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(entropy, expected_entropy, rtol=0, atol=1e-12)
     torch.testing.assert_close(shard.grad, slope[:, mine], rtol=0, atol=1e-12)
 
 

@@ -37,7 +37,7 @@ def compute(role: Role, shape: ModelShape, model: ModelConfig) -> tuple[dict, Po
     batch = parity_batch()
     policy = Policy(role, shape, model, TrainingConfig(per_device_train_batch_size=2))
 
-    def log_likelihood(log_probs, part):
+    def log_likelihood(log_probs, _, part):
         total = (log_probs * part["mask"]).sum() / batch["mask"].sum()
         return total, {"log_likelihood": total}
 

@@ -80,10 +80,14 @@ def test_low_precision_is_computed_in_float32(alone):
     assert gradient(found, logits).dtype == torch.bfloat16
 
 
-def test_entropy_carries_no_gradient(alone):
-    logits, targets = draw()
-    found, entropy = log_probs_and_entropy(logits, targets, VOCAB, 1.0, alone)
-    assert found.requires_grad and not entropy.requires_grad
+def test_entropy_carries_its_gradient(alone):
+    logits = (3 * torch.randn(5, VOCAB)).double().requires_grad_()
+    targets = torch.zeros(5, dtype=torch.long)
+    _, entropy = log_probs_and_entropy(logits, targets, VOCAB, 0.7, alone, chunk=2)
+    (found,) = torch.autograd.grad(entropy.square().sum(), logits)
+    _, expected_entropy = reference(logits, targets, 0.7)
+    (expected,) = torch.autograd.grad(expected_entropy.square().sum(), logits)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_values_are_trls(alone):

@@ -357,7 +357,7 @@ def test_number_too_small(config, key, value, least):
 @pytest.mark.parametrize(
     "key, value, known",
     [
-        ("loss_type", "ppo", "grpo, dapo, dr_grpo"),
+        ("loss_type", "ppo", "grpo, bnpo, dr_grpo, dapo, luspo, cispo, sapo, vespo"),
         ("scale_rewards", "rank", "group, batch, none"),
         ("lr_scheduler_type", "step", "constant, linear, cosine"),
         ("layout.placement", "mixed", "auto, separate, colocated"),

@@ -1,0 +1,38 @@
+"""Metrics of parts of a batch, and of the whole from them.
+
+A part's metric is a pair [sum, count], so that the whole's is a true mean however the batch was
+split; or a single number: a share, to be added up, or an extreme, if its name ends in min or max.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def mean_of(values: Tensor, mask: Tensor) -> Tensor:
+    """[sum, count] of `values`: over the mask's tokens if [sequences, tokens], over the sequences
+    that have any if [sequences, 1]."""
+    counted = mask > 0
+    if values.shape[1] == 1:
+        counted = counted.any(1, keepdim=True)
+    return torch.stack([values.where(counted, 0.0).sum(), counted.sum().to(values.dtype)]).detach()
+
+
+def combine(parts: Iterable[dict[str, list[float] | float]]) -> dict[str, float]:
+    """The whole's metrics; a mean over nothing is 0."""
+    gathered: dict[str, list] = {}
+    for part in parts:
+        for name, value in part.items():
+            gathered.setdefault(name, []).append(value)
+    return {name: _combine(name, values) for name, values in gathered.items()}
+
+
+def _combine(name: str, values: list) -> float:
+    if isinstance(values[0], list):
+        total, count = map(sum, zip(*values, strict=True))
+        return total / max(count, 1)
+    for extreme in (min, max):
+        if name.endswith(extreme.__name__):
+            return extreme(values)
+    return sum(values)

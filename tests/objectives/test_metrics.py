@@ -1,0 +1,29 @@
+"""Metrics of the whole from those of its parts."""
+
+import pytest
+import torch
+
+from grpo_mcore.objectives.metrics import combine, mean_of
+
+
+def test_means_shares_and_extremes():
+    parts = [
+        {"kl": [1.0, 4.0], "loss": 0.25, "clip/low_min": 0.5, "gap/max": 1.0},
+        {"kl": [2.0, 1.0], "loss": 0.5, "gap/max": 3.0},
+        {"kl": [0.0, 0.0], "loss": 0.0, "clip/low_min": 0.2},
+    ]
+    expected = {"kl": 3 / 5, "loss": 0.75, "clip/low_min": 0.2, "gap/max": 3.0}
+    assert combine(parts) == pytest.approx(expected)
+
+
+def test_mean_over_nothing_is_0():
+    assert combine([{"kl": [0.0, 0.0]}]) == {"kl": 0.0}
+    assert combine([]) == {}
+
+
+def test_mean_of_tokens_and_of_sequences():
+    mask = torch.tensor([[1.0, 1, 0], [1, 0, 0], [0, 0, 0]])
+    tokens = torch.tensor([[1.0, 2, torch.nan], [3, torch.nan, 0], [torch.nan, 0, 0]])
+    assert mean_of(tokens, mask).tolist() == [6, 3]
+    sequences = torch.tensor([[4.0], [5.0], [torch.nan]])
+    assert mean_of(sequences, mask).tolist() == [9, 2]
