@@ -80,7 +80,7 @@ class _ShardedLogProbs(torch.autograd.Function):
             zip(*parts, strict=True)
         ):
             log_p = _upcast(part[:, : ctx.held]) / ctx.temperature
-            log_p -= (peak + normaliser)[:, None]
+            log_p.sub_(peak[:, None]).sub_(normaliser[:, None])
             p = log_p.exp()
             slope = torch.zeros_like(p)
             if gradient is not None:
