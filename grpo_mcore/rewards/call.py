@@ -110,9 +110,11 @@ def score(specs: Sequence[RewardSpec], call: RewardCall, timeout: float | None =
     }
     outputs |= _finish_async(started, call.step, timeout)
     count = len(call.prompts)
-    columns = [
-        _checked(spec.name, call.step, _joined(spec, outputs[spec.name]), count) for spec in specs
-    ]
+    columns = []
+    for spec in specs:
+        output = outputs[spec.name]
+        together = output if spec.style == "per_sample" else output[0]
+        columns.append(_checked(spec.name, call.step, together, count))
     for column, values in extra.items():
         if len(values) != count:
             raise RewardError(
@@ -162,11 +164,6 @@ def _given(style: str, call: RewardCall, common: dict) -> list[dict]:
     else:
         columns |= {"prompts": call.prompts, "completions": call.completions}
     return [columns | common]
-
-
-def _joined(spec: RewardSpec, outputs: list):
-    """What a function returned for the samples together."""
-    return outputs if spec.style == "per_sample" else outputs[0]
 
 
 def _run(spec: RewardSpec, given: list[dict], step: int, timeout: float | None) -> list:

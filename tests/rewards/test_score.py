@@ -266,6 +266,8 @@ def test_a_late_function_is_named_with_the_step(function):
     assert time.monotonic() - started < 10
     expected = f"reward function {function.__name__} took more than 0.1 s at step 7"
     assert str(caught.value) == expected
+    left = [t for t in threading.enumerate() if t.name == f"reward {function.__name__}"]
+    assert all(thread.daemon for thread in left)  # or the process could not end
 
 
 def test_an_async_function_that_blocks_is_late_too():
