@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from grpo_mcore.config import ConfigError
 from grpo_mcore.errors import FilesError
+from grpo_mcore.launch import one_line_errors
 from grpo_mcore.models.layers import DTYPES
 from grpo_mcore.rollout.bucket import checksum
 
@@ -27,6 +28,15 @@ def parse(description: str, source: str) -> argparse.Namespace:
     arguments = parser.parse_args()
     arguments.dtype = DTYPES.get(arguments.dtype)
     return arguments
+
+
+def run(description: str, source: str, convert: Callable) -> None:
+    """A conversion command: `convert(source, output, dtype, check)` as the command line says."""
+    arguments = parse(description, source)
+    with one_line_errors():
+        check_output(arguments.output, arguments.source, arguments.force)
+        convert(arguments.source, arguments.output, arguments.dtype, arguments.check)
+    print(f"written: {arguments.output}")
 
 
 def check_output(output: Path, source: Path, force: bool) -> None:

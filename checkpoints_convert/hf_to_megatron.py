@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoints_convert.command import check_output, parse, progress, prove
+from checkpoints_convert.command import progress, prove, run
 from checkpoints_convert.megatron import MegatronModel
 from grpo_mcore.checkpoint import folder, manifest
 from grpo_mcore.checkpoint.torch_dist import checkpoint_slots, write_checkpoint
 from grpo_mcore.errors import FilesError
-from grpo_mcore.launch import one_line_errors
 from grpo_mcore.models.expected import check_tensors, hf_sizes, stored_rules, whole_size
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.hf_files import HFReader, copy_companions, new_directory, total_bytes
@@ -86,13 +85,5 @@ def _parameters(rules: dict[str, Rule], shape: ModelShape, reader: HFReader) -> 
     return expected
 
 
-def main() -> None:
-    arguments = parse(__doc__.splitlines()[0], "hf")
-    with one_line_errors():
-        check_output(arguments.output, arguments.source, arguments.force)
-        convert(arguments.source, arguments.output, arguments.dtype, arguments.check)
-    print(f"written: {arguments.output}")
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__.splitlines()[0], "hf", convert)

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoints_convert.command import check_output, parse, progress, prove
+from checkpoints_convert.command import progress, prove, run
 from checkpoints_convert.megatron import MegatronModel, check_manifest, find_checkpoint
-from grpo_mcore.launch import one_line_errors
 from grpo_mcore.models.hf_files import HFReader, fill_model, new_directory, total_bytes
 
 
@@ -54,13 +53,5 @@ def convert(source: Path, output: Path, dtype: torch.dtype | None, check: bool) 
             print(proof)
 
 
-def main() -> None:
-    arguments = parse(__doc__.splitlines()[0], "megatron")
-    with one_line_errors():
-        check_output(arguments.output, arguments.source, arguments.force)
-        convert(arguments.source, arguments.output, arguments.dtype, arguments.check)
-    print(f"written: {arguments.output}")
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__.splitlines()[0], "megatron", convert)

@@ -192,6 +192,8 @@ def _check_numbers(config: TeacherGRPOConfig) -> None:
     for key in ("deadline_seconds", "kv_cache_gib", "gpu_memory_utilization"):
         if getattr(config.rollout, key) <= 0:
             raise ConfigError(f"rollout.{key}={getattr(config.rollout, key)}: must be above 0")
+    if config.reward_timeout is not None and config.reward_timeout <= 0:
+        raise ConfigError(f"reward_timeout={config.reward_timeout}: must be above 0")
     if config.temperature <= 0:
         raise ConfigError(
             f"temperature={config.temperature}: must be above 0, as GRPO compares samples"

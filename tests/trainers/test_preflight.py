@@ -441,3 +441,7 @@ def test_engines_that_do_not_divide(config, key, value, parts):
     message = refusal(config, **{key.replace(".", "__"): value})
     assert message.startswith(f"{key}={value}: ")
     assert all(part in message for part in parts), message
+
+
+def test_a_time_limit_of_nothing(config):
+    assert refusal(config, reward_timeout=0.0) == "reward_timeout=0.0: must be above 0"
