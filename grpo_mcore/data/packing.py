@@ -40,22 +40,28 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def document_positions(documents: Sequence[int], length: int) -> Tensor:
-    """[length] positions that start from 0 in each document and in the padding after the last.
+def boundaries(documents: Sequence[int], length: int) -> Tensor:
+    """int32 [documents + 1] positions where the documents of a row of `length` tokens begin, and
+    its end; padding counts as a last document. These are Transformer Engine's `cu_seqlens`.
 
     Args:
-        documents: lengths of the documents of one row, in order.
+        documents: lengths of the row's documents, in order.
     """
-    parts = [*documents, length - sum(documents)]
-    return torch.cat([torch.arange(part) for part in parts])
+    ends = torch.tensor([0, *documents], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return ends if ends[-1] == length else torch.cat([ends, ends.new_tensor([length])])
 
 
 def hidden_pairs(documents: Sequence[Sequence[int]], length: int) -> Tensor:
-    """[rows, 1, length, length], true where a token (dim 2) may not attend to another (dim 3): one
-    after it, or of another document. This is Megatron's explicit `attention_mask`.
+    """bool [rows, 1, length, length], true where a token (dim 2) may not attend to another (dim 3):
+    a later one, or one of another document.
+
+    As `attention_mask` it keeps documents apart in Megatron's own layers, except in layers with a
+    sliding window, which put their window in its place. Transformer Engine's layers go by
+    `boundaries` instead. Rotary positions go on over documents, which changes nothing, as attention
+    depends on their differences alone.
 
     Args:
-        documents: lengths of the documents of each row, in order; what is left is padding.
+        documents: lengths of each row's documents, in order; what is left is padding.
     """
     number = torch.zeros(len(documents), length, dtype=torch.long)
     for row, lengths in enumerate(documents):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl import pack_dataset
 
-from grpo_mcore.data.packing import document_positions, hidden_pairs, pack
+from grpo_mcore.data.packing import boundaries, hidden_pairs, pack
 
 
 @settings(max_examples=40, deadline=None)
@@ -20,9 +20,10 @@ def test_bins_are_those_of_trl(lengths, more):
     assert sorted(n for items in found for n in items) == list(range(len(lengths)))
 
 
-def test_positions_start_again_in_each_document():
-    assert document_positions([3, 2], 7).tolist() == [0, 1, 2, 0, 1, 0, 1]
-    assert document_positions([2], 2).tolist() == [0, 1]
+def test_boundaries_count_padding_as_a_document():
+    assert boundaries([3, 2], 7).tolist() == [0, 3, 5, 7]
+    assert boundaries([3, 2], 5).tolist() == [0, 3, 5]
+    assert boundaries([2], 2).dtype == torch.int32
 
 
 def test_no_token_attends_to_another_document_or_to_a_later_token():

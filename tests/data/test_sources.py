@@ -103,6 +103,11 @@ def test_what_has_none_is_a_stream_of_epochs(make):
     assert rows[3] == ROWS[3]
 
 
+def test_a_file_may_be_streamed(tmp_path):
+    rows = open_dataset("train_dataset", write(tmp_path, "jsonl"), streaming=True)
+    assert isinstance(rows, Stream) and rows[12] == ROWS[2]
+
+
 def test_a_stream_is_read_no_further_than_asked():
     source = Counting(ROWS)
     rows = open_dataset("train_dataset", source)

@@ -139,6 +139,13 @@ def test_a_stream_gives_the_same_examples():
         assert [loaded[n] for n in range(2 * len(expected))] == expected * 2
 
 
+def test_an_empty_list_of_tools_is_none():
+    tokenizer = tokenizer_with(None)
+    tokenizer.chat_template = "{{ 'tools' if tools is not none else messages[0].content }}"
+    (example,) = load([MESSAGES[1] | {"tools": []}], tokenizer)
+    assert tokenizer.decode(example.tokens) == "tom has 14 cards."
+
+
 def test_a_prompt_that_merges_with_its_completion_is_warned_of():
     with pytest.warns(UserWarning, match="prompts end in tokens"):
         load(COMPLETIONS[2:], tokenizer_with(None))

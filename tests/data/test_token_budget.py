@@ -90,6 +90,11 @@ def test_lengths_alike_are_dealt_evenly():
     assert [[len(part) for part in parts] for parts in dealt] == [[4, 4]] * 4
 
 
+def test_the_budget_counts_lengths_as_they_are_padded():
+    assert len(deal_rows([9] * 4, 1, 36)[0]) == 1
+    assert len(deal_rows([9] * 4, 1, 36, length_multiple=8)[0]) == 2
+
+
 def test_less_padding_than_in_the_order_they_came():
     lengths = [(37 * n) % 256 + 1 for n in range(128)]
     dealt = deal_rows(lengths, 2, 2048)
