@@ -1,1 +1,3 @@
-"""Questions and answers from files or datasets, and the order in which steps use them."""
+"""Datasets as rows, rows as tokens, and which rows each step uses: pure functions.
+
+Neither torch.distributed nor Megatron nor vLLM."""
