@@ -215,11 +215,17 @@ class CallbackRunner:
         if self.args.save_strategy == "best":
             self.control.should_save = is_best
 
-    def save(self, checkpoint: Path | str) -> None:
-        """Tells that the checkpoint of this step has been written."""
-        if self.state.best_global_step == self.state.global_step:
+    def save(self, checkpoint: Path | str, step: int | None = None) -> None:
+        """Tells that a checkpoint has been written.
+
+        Args:
+            step: whose it is, where it was written beside later steps; else this one's.
+        """
+        if step is None:
+            step = self.state.global_step
+            self.control.should_save = False
+        if self.state.best_global_step == step:
             self.state.best_model_checkpoint = str(checkpoint)
-        self.control.should_save = False
         self.event("on_save")
 
     def train_end(self, result: TrainingResult) -> None:

@@ -1,5 +1,7 @@
 """Names of metrics: TRL's, and beside them the names the other documents use."""
 
+import re
+
 ALIASES = {
     "reward": ("rewards/mean", "mean_reward"),
     "kl": ("kl_divergence",),
@@ -17,7 +19,7 @@ def with_aliases(metrics: dict[str, float]) -> dict[str, float]:
         prefix = "eval_" if name.startswith("eval_") else ""
         bare = name.removeprefix(prefix)
         of_all |= {prefix + alias: value for alias in ALIASES.get(bare, ())}
-        if bare.startswith("rewards/") and bare.endswith("/mean"):
+        if re.fullmatch("rewards/.+/mean", bare):
             of_functions[name.removesuffix("/mean")] = value
     aliases = of_functions | of_all  # "rewards/mean" is all functions', even where one is "mean"
     return metrics | {name: aliases[name] for name in aliases if name not in metrics}
