@@ -134,7 +134,7 @@ def test_all_kinds_in_one_list_are_called_in_order():
             calls.append("theirs")
 
     class LooksLikeOurs:
-        def on_step_end(self, trainer, step, metrics):
+        def on_step_end(self, trainer, step, metrics, **kwargs):
             calls.append(f"like ours {step}")
 
     class LooksLikeTheirs:

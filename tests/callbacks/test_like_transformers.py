@@ -54,6 +54,7 @@ class AsksAndStops(TrainerCallback):
     """Asks for what is not due, forbids what is, and ends the run, each at another event."""
 
     def on_step_end(self, args, state, control, **kwargs):
+        control = copy.copy(control)  # what is returned counts
         if state.global_step == 1:
             control.should_evaluate = control.should_save = True
         if state.global_step == 2:

@@ -92,6 +92,16 @@ def test_zero_steps_mean_after_the_last_only():
     ]  # fmt: skip
 
 
+def test_the_end_of_an_epoch_does_not_repeat_its_last_step():
+    runner = ready_runner(max_steps=1)
+    runner.step_begin()
+    runner.step_end({}, 1.0)
+    assert runner.should("log")
+    runner.log({})
+    runner.epoch_end(0, {})
+    assert not runner.should("log")
+
+
 def test_best_metric_and_its_checkpoint_are_noted():
     runner = ready_runner(save_steps=2)
     take_steps(runner, [0.1, 0.4, 0.3, math.nan])
