@@ -5,6 +5,7 @@ Imports neither torch nor vLLM."""
 from grpo_mcore.config.schema import (
     DataConfig,
     LayoutConfig,
+    LoraConfig,
     ModelConfig,
     RolloutConfig,
     SFTConfig,
@@ -18,6 +19,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "LayoutConfig",
+    "LoraConfig",
     "ModelConfig",
     "RolloutConfig",
     "SFTConfig",

@@ -67,7 +67,7 @@ def run_pipeline(
 def compute_log_probs(
     chunks: ModuleList, role: Role, parts: list[Batch], vocab: int, temperature: float
 ) -> Tensor | None:
-    """Log-probabilities of the batch's own tokens, without gradient.
+    """Log-probabilities of the batch's own tokens, without gradient or dropout.
 
     Returns:
         [sequences, tokens] on the last stage, None on the others.
@@ -78,5 +78,6 @@ def compute_log_probs(
         log_probs, _ = log_probs_and_entropy(logits, targets, vocab, temperature, role.groups.tp)
         return log_probs.sum() * 0, log_probs.cpu()
 
+    chunks.eval()
     collected = run_pipeline(chunks, role, parts, on_output, forward_only=True)
     return torch.cat(collected) if collected else None
