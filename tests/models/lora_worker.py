@@ -38,6 +38,11 @@ def log_likelihood(log_probs, part):
     return total, {"log_likelihood": total}
 
 
+def negative_log_likelihood(log_probs, part):
+    total, metrics = log_likelihood(log_probs, part)
+    return -total, metrics
+
+
 def gather(policy: Policy, pick, rules=None) -> dict[str, torch.Tensor]:
     """`pick` of every parameter of `rules`, as whole tensors."""
     plan = make_plan(policy.chunks, policy.shape, policy.role, 1 << 18, 4, rules)
@@ -94,36 +99,31 @@ def compute_with_dropout(role: Role, model: ModelConfig) -> dict:
     config = TrainingConfig(per_device_train_batch_size=4, learning_rate=1e-2)
     policy = Policy(role, shape, model, config, lora)
     parts = policy.micro_batches(parity_batch())
-    own = Reference(role, shape, model, seed=0).log_probs(parts, 1.0)
-    shared = BaseReference(policy).log_probs(parts, 1.0)
-    losses = []
+    mine = {
+        "stage": role.pipeline_rank,
+        "reference": Reference(role, shape, model, seed=0).log_probs(parts, 1.0),
+        "base_reference": BaseReference(policy).log_probs(parts, 1.0),
+    }
+    likelihoods = []
     for step in range(4):
         lora_module.dropout = dropped = Dropped()
-        metrics = policy.compute_gradients(
-            parity_batch(), lambda *args: (-log_likelihood(*args)[0], log_likelihood(*args)[1])
-        )
-        losses.append(metrics["log_likelihood"])
+        metrics = policy.compute_gradients(parity_batch(), negative_log_likelihood)
+        likelihoods.append(metrics["log_likelihood"])
         if step == 0:
-            first, gradients = (
-                dropped,
-                gather(
-                    policy, lambda p: p.main_grad, adapter_rules(shape, lora, fused_norms=False)
-                ),
-            )
+            mine["masks"] = dropped.masks
+            rules = adapter_rules(shape, lora, fused_norms=False)
+            gradients = gather(policy, lambda p: p.main_grad, rules)
         policy.step()
     lora_module.dropout = dropout
-    twice = [compute_log_probs(policy.chunks, role, parts, shape.vocab, 1.0) for _ in range(2)]
-    whole = {
+    mine["log_probs"], mine["log_probs_again"] = (
+        compute_log_probs(policy.chunks, role, parts, shape.vocab, 1.0) for _ in range(2)
+    )
+    mine["replicated"] = {
         name: parameter.detach().clone()
         for name, parameter in policy.chunks.named_parameters()
         if parameter.requires_grad and not hasattr(parameter, "tensor_model_parallel")
     }
-    return {
-        "references": (own, shared),
-        "losses": losses,
-        "gradients": gradients,
-        "ranks": role.all_gather((role.tensor_rank, role.pipeline_rank, first.masks, whole, twice)),
-    }
+    return {"likelihoods": likelihoods, "gradients": gradients, "ranks": role.all_gather(mine)}
 
 
 def main() -> None:

@@ -131,31 +131,40 @@ SAME_INPUTS = [True, True, True, False, True, True, False]
 """Of q, k, v, o, gate, up, down: whether ranks without sequence parallelism have the same."""
 
 
+def stages(result: dict) -> list[list[dict]]:
+    """What the tensor parallel ranks found, by pipeline stage."""
+    return [[rank for rank in result["ranks"] if rank["stage"] == stage] for stage in range(2)]
+
+
 @WITH_OR_WITHOUT
 def test_dropout_differs_between_ranks_where_their_inputs_do(dropout, sequence_parallel):
-    ranks = dropout[sequence_parallel, None]["ranks"]
-    for stage in range(2):
-        first, second = (masks for _, at, masks, *_ in ranks if at == stage)
+    for ranks in stages(dropout[sequence_parallel, None]):
+        first, second = (rank["masks"] for rank in ranks)
         assert len(first) == len(second) == 2 * len(SAME_INPUTS)  # two micro-batches, a layer each
         for mask, other, same in zip(first, second, SAME_INPUTS * 2, strict=True):
             assert 0.4 < mask.float().mean() < 0.6
             assert torch.equal(mask, other) == (same and not sequence_parallel)
-        assert len({mask.float().sum().item() for mask in first}) > len(SAME_INPUTS)
+        assert len({mask.sum().item() for mask in first}) > len(SAME_INPUTS)
 
 
 @WITH_OR_WITHOUT
 @pytest.mark.parametrize("recompute", [None, "full"])
 def test_training_with_dropout(dropout, sequence_parallel, recompute):
     result = dropout[sequence_parallel, recompute]
-    assert result["losses"][-1] > result["losses"][0] + 0.01
-    own, shared = result["references"]
-    assert own is shared is None or torch.equal(own, shared)
-    for stage in range(2):
-        (_, _, _, whole, _), (*_, other, _) = (rank for rank in result["ranks"] if rank[1] == stage)
-        assert len(whole) == 7 and whole.keys() == other.keys()
-        assert all(torch.equal(whole[name], other[name]) for name in whole)
-    *_, (first, again) = result["ranks"][-1]
-    assert torch.equal(first, again)
+    assert result["likelihoods"][-1] > result["likelihoods"][0] + 0.01
+    for first, second in stages(result):
+        assert len(first["replicated"]) == len(SAME_INPUTS)
+        for name, parameter in first["replicated"].items():
+            assert torch.equal(parameter, second["replicated"][name]), name
+
+
+@WITH_OR_WITHOUT
+def test_log_probs_are_without_dropout(dropout, sequence_parallel):
+    _, last_stage = stages(dropout[sequence_parallel, None])
+    for rank in last_stage:
+        assert torch.equal(rank["log_probs"], rank["log_probs_again"])
+        assert not torch.equal(rank["log_probs"], rank["base_reference"])
+        assert torch.equal(rank["base_reference"], rank["reference"])
 
 
 @WITH_OR_WITHOUT
