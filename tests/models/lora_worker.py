@@ -9,6 +9,7 @@ of CASES, and dropout is looked at too. Rank 0 writes OUTPUT/NAME/ and OUTPUT/dr
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -77,6 +78,34 @@ def compute(role: Role, model: ModelConfig, adapter: Path, output: Path) -> dict
     return found
 
 
+class NormedLinear(torch.nn.Module):
+    """Stands in for Transformer Engine's layer that begins with the norm before it."""
+
+    def __init__(self, norm: torch.nn.Module, linear: torch.nn.Module):
+        super().__init__()
+        self.norm, self.linear = norm, linear
+        self.layer_norm_weight, self.weight = norm.weight, linear.weight
+
+    def forward(self, inputs):
+        return self.linear(self.norm(inputs))
+
+
+def compute_with_fused_norms(role: Role, model: ModelConfig, adapter: Path) -> torch.Tensor:
+    """Logits of an adapted model whose norms are in the layers that follow them."""
+    shape = read_shape("model.path", model.path)
+    chunks = load_model(shape, model, role, seed=0)
+    for layer in chunks[0].decoder.layers:
+        attention, mlp = layer.self_attention, layer.mlp
+        attention.linear_qkv = NormedLinear(layer.input_layernorm, attention.linear_qkv)
+        mlp.linear_fc1 = NormedLinear(layer.pre_mlp_layernorm, mlp.linear_fc1)
+        layer.input_layernorm = layer.pre_mlp_layernorm = torch.nn.Identity()
+    add_adapters(chunks, shape, role, read_lora_config("peft_config", adapter), seed=0)
+    return compute_logits(
+        SimpleNamespace(role=role, chunks=chunks, shape=shape, micro_batches=lambda b: [b]),
+        parity_batch(),
+    )
+
+
 class Dropped:
     """Stands in for torch's dropout, and keeps what it dropped."""
 
@@ -138,6 +167,8 @@ def main() -> None:
             role = world.roles["policy"]
             adapter = output.parent / "reference" / name / "adapter"
             found = compute(role, model, adapter, output / name)
+            if alone and name == "qwen2":
+                found["fused_norms"] = compute_with_fused_norms(role, model, adapter)
             if role.rank == 0:
                 torch.save(found, output / name / "found.pt")
     if alone:

@@ -51,6 +51,11 @@ def test_logits_and_gradients_are_pefts(output, layout, model):
         assert (computed["gradients"][name] - gradient).abs().max() <= 1e-6, name
 
 
+def test_layers_that_begin_with_their_norm(output):
+    computed = found(output, "single", "qwen2")
+    assert (computed["fused_norms"] - computed["logits"]).abs().max() <= 1e-5
+
+
 @EVERY_MODEL
 @EVERY_LAYOUT
 def test_gradient_norm_counts_every_weight_once(output, layout, model):
