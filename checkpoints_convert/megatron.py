@@ -11,6 +11,7 @@ from grpo_mcore.checkpoint.torch_dist import TorchDistReader, checkpoint_slots
 from grpo_mcore.errors import FilesError
 from grpo_mcore.models.expected import stored_rules, whole_size
 from grpo_mcore.models.families import read_shape
+from grpo_mcore.models.lora import SUFFIX
 from grpo_mcore.models.rules import VocabRows
 
 
@@ -67,6 +68,11 @@ class MegatronModel:
         self.directory, self.companions = directory, directory / folder.COMPANIONS
         check_manifest(directory, with_checksums=False)
         self.reader = TorchDistReader(directory, dtype)
+        if any(f"{SUFFIX}." in key for key in self.reader.tensors):
+            raise FilesError(
+                f"{directory}: holds LoRA adapters beside its model, which the conversion would "
+                "leave out; resume the run and have it write its model"
+            )
         if not self.companions.is_dir():
             raise FilesError(
                 f"{directory}: lacks the folder {folder.COMPANIONS}/ with config.json and tokenizer"

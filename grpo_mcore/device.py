@@ -6,6 +6,7 @@ Megatron itself stays unmodified. On a GPU `prepare()` only selects this process
 """
 
 import functools
+import logging
 import os
 import sys
 import warnings
@@ -199,6 +200,8 @@ def _repair_megatron() -> None:
 
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    # It warns when the CPU's generator moves while it works with the GPU's: here they are one.
+    logging.getLogger(random.__name__).setLevel(logging.ERROR)
     _define_router_product()
 
 

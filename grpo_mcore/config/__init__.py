@@ -6,6 +6,7 @@ from grpo_mcore.config.objective import ObjectiveConfig
 from grpo_mcore.config.schema import (
     DataConfig,
     LayoutConfig,
+    LoraConfig,
     ModelConfig,
     RolloutConfig,
     SFTConfig,
@@ -19,6 +20,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "LayoutConfig",
+    "LoraConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "RolloutConfig",

@@ -34,6 +34,24 @@ class ModelConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters, in PEFT's words."""
+
+    r: int = 8
+    """Rank."""
+    lora_alpha: float = 8
+    """What adapters add is scaled by lora_alpha / r."""
+    lora_dropout: float = 0.0
+    """Of what adapters are given, in training."""
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj; or all-linear."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead."""
+    path: str | None = None
+    """Directory of an adapter in PEFT's format to go on from, with options of its own."""
+
+
+@dataclass
 class LayoutConfig:
     """Who runs where. Layouts are "TPxPPxDP"."""
 

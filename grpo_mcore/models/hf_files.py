@@ -53,15 +53,20 @@ class HFReader:
 
     Args:
         dtype: what tensors are read as; None: as they are stored.
+        file: the one file to read; None: a model's.
 
     Raises:
         FilesError: for no weights, a missing or truncated file, an index that disagrees.
     """
 
-    def __init__(self, directory: str | Path, dtype: torch.dtype | None = None):
+    def __init__(
+        self, directory: str | Path, dtype: torch.dtype | None = None, file: str | None = None
+    ):
         self.directory, self.cast = Path(directory), dtype
         index = self.directory / INDEX
-        if (self.directory / SINGLE).is_file():  # transformers, too, prefers it where both are
+        if file:
+            self.stored = _read_header(self.directory, file)
+        elif (self.directory / SINGLE).is_file():  # transformers, too, prefers it where both are
             self.stored = _read_header(self.directory, SINGLE)
         elif index.is_file():
             self.stored = _read_sharded(self.directory, index)

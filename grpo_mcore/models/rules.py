@@ -68,6 +68,24 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Split along the output dimension (Megatron's column parallel layers)."""
+
+    name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def shard(self, reader: Reader, rank: int, size: int) -> Tensor:
+        rows = reader.shape(self.name)[0] // size
+        return reader.read(self.name, 0, rank * rows, (rank + 1) * rows)
+
+    def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
+        return {self.name: _join(shards)}
+
+
+@dataclass(frozen=True)
 class VocabRows:
     """Split along the vocabulary, padded with zeros so that it divides."""
 

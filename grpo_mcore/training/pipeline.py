@@ -67,7 +67,8 @@ def run_pipeline(
 def compute_log_probs(
     chunks: ModuleList, role: Role, parts: list[Batch], vocab: int, temperature: float
 ) -> tuple[Tensor, Tensor] | None:
-    """Log-probabilities of the batch's own tokens and entropies at their places, without gradient.
+    """Log-probabilities of the batch's own tokens and entropies at their places, without gradient
+    or dropout.
 
     Returns:
         Two tensors [sequences, tokens] on the last stage, None on the others.
@@ -78,5 +79,6 @@ def compute_log_probs(
         both = log_probs_and_entropy(logits, targets, vocab, temperature, role.groups.tp)
         return both[0].sum() * 0, torch.stack(both).cpu()
 
+    chunks.eval()
     collected = run_pipeline(chunks, role, parts, on_output, forward_only=True)
     return torch.cat(collected, dim=1).unbind() if collected else None

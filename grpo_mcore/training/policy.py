@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import ModuleList
 
 from grpo_mcore import device
-from grpo_mcore.config import ModelConfig, TrainingConfig
+from grpo_mcore.config import LoraConfig, ModelConfig, TrainingConfig
 from grpo_mcore.models.build import load_model
 from grpo_mcore.models.log_probs import log_probs_and_entropy
+from grpo_mcore.models.lora import adapters_disabled, add_adapters
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.transformer_engine import gather_fields, length_multiple
 from grpo_mcore.objectives.metrics import combine, mean_of
@@ -34,11 +35,21 @@ class Policy:
         ddp: each of them in Megatron's DistributedDataParallel.
     """
 
-    def __init__(self, role: Role, shape: ModelShape, model: ModelConfig, config: TrainingConfig):
+    def __init__(
+        self,
+        role: Role,
+        shape: ModelShape,
+        model: ModelConfig,
+        config: TrainingConfig,
+        lora: LoraConfig | None = None,
+    ):
+        """With `lora`, only adapters are trained."""
         self.role, self.shape, self.config = role, shape, config
         self.version = 0
         self.length_multiple = length_multiple(model, role.layout)
         self.chunks = load_model(shape, model, role, config.seed)
+        if lora:
+            add_adapters(self.chunks, shape, role, lora, config.seed)
         self.ddp = ModuleList(
             DistributedDataParallel(
                 chunk.config,
@@ -120,6 +131,22 @@ class Reference:
     def log_probs(self, parts: list[Batch], temperature: float) -> Tensor | None:
         """[sequences, tokens] of this rank's micro-batches; None off the last stage."""
         both = compute_log_probs(self.chunks, self.role, parts, self.shape.vocab, temperature)
+        return both and both[0]
+
+
+class BaseReference:
+    """The model that a policy's adapters adapt, for the KL term: the policy's own, without them."""
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+
+    def log_probs(self, parts: list[Batch], temperature: float) -> Tensor | None:
+        """[sequences, tokens] of this rank's micro-batches; None off the last stage."""
+        policy = self.policy
+        with adapters_disabled(policy.chunks):
+            both = compute_log_probs(
+                policy.chunks, policy.role, parts, policy.shape.vocab, temperature
+            )
         return both and both[0]
 
 

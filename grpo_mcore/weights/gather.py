@@ -7,9 +7,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import ModuleList, Parameter
 
+from grpo_mcore.models.lora import merged_weights
 from grpo_mcore.models.names import named_weights
 from grpo_mcore.models.shape import ModelShape
-from grpo_mcore.models.transformer_engine import read_weight
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.weights.plan import Plan
 
@@ -20,7 +20,7 @@ def stream_tensors(
     shape: ModelShape,
     plan: Plan,
     role: Role,
-    pick: Callable[[Parameter], Tensor] = read_weight,
+    pick: Callable[[Parameter], Tensor] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Yields each bucket's Hugging Face tensors, on every rank. Collective over the role.
 
@@ -29,10 +29,12 @@ def stream_tensors(
     and never more than a bucket in memory.
 
     Args:
-        pick: what to send of a parameter; its gradient (`main_grad`), for example.
+        pick: what to send of a parameter; its gradient (`main_grad`), for example. None: its
+            values, with its adapters merged in.
     """
+    pick = pick or merged_weights(chunks)
     parameters = named_weights(chunks, shape, role)
-    like = pick(next(iter(parameters.values())))
+    like = pick(next(p for name, p in parameters.items() if name in plan.rules))
     for bucket in plan.buckets:
         if role.pipeline_rank == bucket.stage:
             mine = [e.names[role.expert_rank % bucket.experts] for e in bucket.entries]

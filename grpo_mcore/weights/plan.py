@@ -88,16 +88,23 @@ class Plan:
 
 
 def make_plan(
-    chunks: ModuleList, shape: ModelShape, role: Role, bucket_bytes: int, element_bytes: int
+    chunks: ModuleList,
+    shape: ModelShape,
+    role: Role,
+    bucket_bytes: int,
+    element_bytes: int,
+    rules: dict[str, Rule] | None = None,
 ) -> Plan:
     """Plans the sync of `chunks`. Collective over the role.
 
     Args:
         bucket_bytes: the most whole (gathered) bytes in a bucket, unless one parameter exceeds it.
         element_bytes: bytes of one element as it travels.
+        rules: of the parameters that go; None: of the model's, without adapters.
     """
-    rules = weight_rules(shape, fuses_norms(chunks))
-    mine = [(name, tuple(p.shape)) for name, p in named_weights(chunks, shape, role).items()]
+    rules = rules or weight_rules(shape, fuses_norms(chunks))
+    weights = named_weights(chunks, shape, role)
+    mine = [(name, tuple(p.shape)) for name, p in weights.items() if name in rules]
     held = {}
     for stage, expert, weights in role.all_gather((role.pipeline_rank, role.expert_rank, mine)):
         held[stage, expert] = weights

@@ -21,9 +21,10 @@ import torch.distributed as dist
 from grpo_mcore.checkpoint import distributed_adam
 from grpo_mcore.checkpoint.folder import checkpoint_at
 from grpo_mcore.checkpoint.run import CheckpointWriter, load_checkpoint
-from grpo_mcore.config import ModelConfig, TeacherGRPOConfig
+from grpo_mcore.config import LoraConfig, ModelConfig, TeacherGRPOConfig
 from grpo_mcore.errors import FilesError
 from grpo_mcore.models.families import read_shape
+from grpo_mcore.models.lora import adapter_rules
 from grpo_mcore.objectives.sft import sft_loss
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
@@ -38,6 +39,8 @@ CASES = {
     "plain_bf16": ("llama3", "bfloat16", False),
     "distributed": ("qwen3_tied", "float32", True),
     "distributed_bf16": ("llama3", "bfloat16", True),
+    "adapters": ("qwen3_tied", "float32", True),
+    "adapters_bf16": ("llama3", "bfloat16", False),
     "experts": ("qwen3_moe", "float32", True),
     "experts_joined": ("qwen3_moe", "float32", False),
 }
@@ -47,6 +50,11 @@ JOINED, when they are saved."""
 JOINED = "experts_joined"
 """Name -> model, weights' type, distributed optimizer. Sizes of qwen3's parameters are no multiples
 of 64; llama3 has five layers."""
+LORA = {
+    "adapters": LoraConfig(r=3, target_modules=["k_proj", "o_proj", "up_proj", "down_proj"]),
+    "adapters_bf16": LoraConfig(lora_dropout=0.1),
+}
+"""What is trained in place of the model's weights."""
 LAYOUTS = ("1x2x2", "2x1x2", "2x2x1", "1x1x1")
 """Saved at the first, loaded at each."""
 CURES = {
@@ -80,8 +88,10 @@ class Run:
             per_device_train_batch_size=2,
             **{"learning_rate": 1e-3, **settings},
         )
-        self.policy = Policy(role, self.shape, model, self.config)
-        self.plan = make_plan(self.policy.chunks, self.shape, role, 1 << 20, 4)
+        lora = LORA.get(case)
+        self.policy = Policy(role, self.shape, model, self.config, lora)
+        trained = adapter_rules(self.shape, lora, fused_norms=False) if lora else None
+        self.plan = make_plan(self.policy.chunks, self.shape, role, 1 << 20, 4, trained)
 
     def writer(self, directory: Path) -> CheckpointWriter:
         return CheckpointWriter(self.policy, directory, self.config.teacher.path, self.config)

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoints_convert.megatron import MegatronModel
 from grpo_mcore.checkpoint import folder
 from grpo_mcore.checkpoint.manifest import NAME, first_fault, read_manifest
+from grpo_mcore.errors import FilesError
 from tests.checkpoint.resume_worker import CASES, CURES, JOINED, LAST, LAYOUTS, SAVED
 from tests.end_to_end.conftest import run_command, torchrun
 
@@ -119,6 +121,11 @@ def test_folder_layout_is_megatrons(directory):
     assert {"metadata.json", ".metadata", "common.pt", "config.yaml", "hf", NAME} <= names
     assert (run / f"iter_{SAVED:07d}" / "hf" / "tokenizer.json").exists()
     assert not list(run.glob("*.partial"))
+
+
+def test_adapters_are_not_left_out_of_a_conversion(directory):
+    with pytest.raises(FilesError, match=r"iter_0000002: holds LoRA adapters"):
+        MegatronModel(folder.checkpoint_at(directory / "adapters", SAVED))
 
 
 def is_valid(run: Path, step: int) -> bool:

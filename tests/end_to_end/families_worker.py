@@ -1,6 +1,8 @@
 """Gives engines other weights than they started with, and compares what both sides say then.
 
-torchrun --nproc-per-node N families_worker.py OVERRIDES...
+torchrun --nproc-per-node N families_worker.py OVERRIDES... [adapters]
+
+The weights are others because they are scaled or, with "adapters", because adapters were added.
 """
 
 import sys
@@ -8,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from grpo_mcore.config import LoraConfig
 from grpo_mcore.config.compose import compose_config
 from grpo_mcore.models.build import load_model
+from grpo_mcore.models.lora import add_adapters
 from grpo_mcore.parallel.world import join, world_size
 from grpo_mcore.rollout.requests import Request
 from grpo_mcore.trainers.preflight import check_job
@@ -22,15 +26,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:
-    config = compose_config(ROOT / "examples/configs", "demo", sys.argv[1:])
+    adapters = sys.argv[-1] == "adapters"
+    overrides = sys.argv[1:-1] if adapters else sys.argv[1:]
+    config = compose_config(ROOT / "examples/configs", "demo", overrides)
     job = check_job(config, world_size())
     with join(job.layouts, job.placement, 120) as world:
         role, shape = world.roles["teacher"], job.shapes["teacher"]
         pool = start_engines(role, config, job)
         chunks = load_model(shape, config.teacher, role, 0)
+        if adapters:
+            add_adapters(chunks, shape, role, LoraConfig(), seed=0)
         with torch.no_grad():
-            for parameter in chunks.parameters():
-                parameter *= 1.05
+            for parameter in (p for p in chunks.parameters() if p.requires_grad):
+                parameter.add_(0.05) if adapters else parameter.mul_(1.05)
         pool.wait_until_ready()
         WeightSync(chunks, shape, role, pool, 1).push(1)
 

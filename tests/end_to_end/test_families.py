@@ -12,7 +12,12 @@ EXPERTS = ["layout.teacher=1x1x2", "layout.student=1x1x2", "teacher.expert_paral
 
 @pytest.mark.parametrize(
     "model, processes, overrides",
-    [("mistral", 1, []), ("mixtral", 2, EXPERTS), ("qwen3_moe_mixed", 1, [])],
+    [
+        ("mistral", 1, []),
+        ("mixtral", 2, EXPERTS),
+        ("qwen3_moe_mixed", 1, []),
+        ("qwen2", 1, ["adapters"]),
+    ],
 )
 def test_engine_agrees_after_a_sync(job, tiny_models, tmp_path, model, processes, overrides):
     kept = [o for o in job if not o.startswith(("experiment", "teacher.path", "data.eval"))]
