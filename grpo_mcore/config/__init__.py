@@ -3,22 +3,31 @@
 Imports neither torch nor vLLM."""
 
 from grpo_mcore.config.objective import ObjectiveConfig
-from grpo_mcore.config.schema import (
+from grpo_mcore.config.sections import (
     DataConfig,
     LayoutConfig,
     LoraConfig,
     ModelConfig,
     RolloutConfig,
+    TemplatesConfig,
+)
+from grpo_mcore.config.trainers import (
+    DPOConfig,
+    GroupConfig,
+    GRPOConfig,
     SFTConfig,
     TeacherGRPOConfig,
-    TemplatesConfig,
+    TeachingConfig,
     TrainingConfig,
 )
 from grpo_mcore.errors import ConfigError
 
 __all__ = [
     "ConfigError",
+    "DPOConfig",
     "DataConfig",
+    "GRPOConfig",
+    "GroupConfig",
     "LayoutConfig",
     "LoraConfig",
     "ModelConfig",
@@ -26,6 +35,7 @@ __all__ = [
     "RolloutConfig",
     "SFTConfig",
     "TeacherGRPOConfig",
+    "TeachingConfig",
     "TemplatesConfig",
     "TrainingConfig",
 ]

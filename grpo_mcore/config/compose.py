@@ -5,6 +5,7 @@ that a mistake is one line.
 """
 
 import dataclasses
+import typing
 from pathlib import Path
 
 import yaml
@@ -16,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from grpo_mcore.config.schema import TeacherGRPOConfig
+from grpo_mcore.config.trainers import TeacherGRPOConfig
 from grpo_mcore.errors import ConfigError, unknown_key
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -27,8 +28,9 @@ def keys_of(schema: type, prefix: str = "") -> dict[str, type]:
     keys = {}
     for field in dataclasses.fields(schema):
         keys[prefix + field.name] = field.type
-        if dataclasses.is_dataclass(field.type):
-            keys |= keys_of(field.type, f"{prefix}{field.name}.")
+        for part in typing.get_args(field.type) or [field.type]:  # of "LoraConfig | None", both
+            if dataclasses.is_dataclass(part):
+                keys |= keys_of(part, f"{prefix}{field.name}.")
     return keys
 
 

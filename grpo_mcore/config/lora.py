@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from grpo_mcore.config.schema import LoraConfig
+from grpo_mcore.config.sections import LoraConfig
 from grpo_mcore.errors import ConfigError
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -39,14 +39,17 @@ class Progress:
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Records a finished training step (counted from 1)."""
-        self._append("metrics", {"step": step} | metrics)
+        self.record(step, metrics)
         self.say(f"step {step:4d}  {self._line(metrics)}")
         self.bar.update()
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        metrics = {f"eval_{name}": value for name, value in metrics.items()}
-        self._append("metrics", {"step": step} | metrics)
+        """Records an evaluation after `step` steps; its metrics begin with "eval_"."""
+        self.record(step, metrics)
         self.say(f"eval {step:4d}  {self._line(metrics)}")
+
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        self._append("metrics", {"step": step} | metrics)
 
     def completions(self, step: int, rows: list[dict]) -> None:
         for row in rows:

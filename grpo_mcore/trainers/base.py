@@ -1,238 +1,371 @@
-"""The loop every reinforcement trainer shares: steps, evaluation, checkpoints, records."""
+"""What all trainers are to their users: TRL's and NeMo RL's methods around one session."""
 
+import atexit
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from operator import attrgetter
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
-import yaml
+from torch import Tensor
 
-from grpo_mcore.checkpoint import folder
-from grpo_mcore.checkpoint.resume import AUTO, find_checkpoint
-from grpo_mcore.checkpoint.run import CONFIG, CheckpointWriter, load_checkpoint
-from grpo_mcore.config import ConfigError, TeacherGRPOConfig
-from grpo_mcore.models.families import read_shape
-from grpo_mcore.parallel.groups import Role
-from grpo_mcore.report.progress import Progress
+from grpo_mcore.callbacks import CallbackRunner
+from grpo_mcore.callbacks.runner import AnyCallback
+from grpo_mcore.checkpoint.resume import AUTO
+from grpo_mcore.config import ConfigError, TrainingConfig
+from grpo_mcore.models.shape import ModelShape
+from grpo_mcore.models.sources import push_folder
+from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.parallel.world import World, is_rank_zero, join
+from grpo_mcore.report.result import TrainingResult, TrainOutput, training_result
+from grpo_mcore.report.trackers import tracker_callbacks
+from grpo_mcore.trainers.loop import Loop, Start, choose_start, trained_model
 from grpo_mcore.training.policy import Policy
-
-FIXED = ("distributed_optimizer", "teacher.dtype")
-"""Settings that a checkpoint's optimizer states depend on."""
+from grpo_mcore.weights.export import write_policy
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins: from `checkpoint`, or anew. `notes` are lines for the user."""
+class Session(ABC):
+    """What a trainer holds while its processes work together: models, optimizer, engines. Its
+    methods are called by all ranks of the trained model's role."""
 
-    checkpoint: Path | None
-    notes: list[str]
+    policy: Policy
+    shape: ModelShape
+    loop: Loop
+    evaluates: bool
+    """Whether there is anything to evaluate on."""
 
+    @abstractmethod
+    def train_step(self, step: int) -> dict[str, float]:
+        """Optimizer step `step` (from 0). Returns its metrics."""
 
-ANEW = Start(None, [])
+    @abstractmethod
+    def evaluate(self, datasets: dict | None = None) -> dict[str, float]:
+        """Metrics, without "eval_".
 
+        Args:
+            datasets: of the kind the trainer's `_open_evals` gives; None: the trainer's own.
+        """
 
-def choose_start(config: TeacherGRPOConfig, role: Role | None = None) -> Start:
-    """Refuses to write over an earlier run, and finds the checkpoint to go on from, if any.
-    Collective over `role`; without one, checkpoints are looked at but not read, nor is anything
-    that a killed run has left cleared away.
+    def state(self) -> dict:
+        """What a checkpoint shall hold beside the policy, as JSON."""
+        return {}
 
-    Raises:
-        ConfigError: naming output_dir, resume, or a setting that the checkpoint does not allow.
-    """
-    once: Callable = role.once if role else lambda function: function()
-    directory = Path(config.output_dir)
-    own = directory / "checkpoints"
-    is_used = once(lambda: (directory / "metrics.jsonl").exists() or bool(folder.steps_in(own)))
-    if config.resume is None:
-        if is_used:
-            raise ConfigError(
-                f"output_dir={directory}: holds an earlier run; choose another, or resume={AUTO} "
-                "to go on"
-            )
-        return ANEW
-    if role:
-        role.once(lambda: folder.clear_leftovers(own))
-    checkpoint, notes = find_checkpoint(config.resume, own, role)
-    if checkpoint is None and notes:
-        raise ConfigError(
-            f"resume={AUTO}: no checkpoint in {own} is whole "
-            f"({notes[0].removeprefix('warning: ')}); restore one, or choose another output_dir"
-        )
-    if checkpoint is None:
-        return Start(None, [f"resume={AUTO}: no checkpoint in {own}: from the beginning"])
-    if is_used and checkpoint.resolve().parent != own.resolve():
-        raise ConfigError(
-            f"output_dir={directory}: holds an earlier run, of which {checkpoint} is no part; "
-            "choose another"
-        )
-    step = folder.step_of(checkpoint)
-    if step > config.max_steps:
-        raise ConfigError(f"max_steps={config.max_steps}: {checkpoint} is at step {step}")
-    _check_fixed(config, checkpoint)
-    return Start(checkpoint, [*notes, f"going on from {checkpoint}"])
+    def tensors(self) -> dict[str, Tensor]:
+        """And as tensors, the same on all ranks."""
+        return {}
+
+    def rest(self) -> None:
+        """After each of the trainer's methods: nothing more is asked for the time being."""
 
 
-def _check_fixed(config: TeacherGRPOConfig, checkpoint: Path) -> None:
-    saved = yaml.safe_load((checkpoint / CONFIG).read_text())
-    for key in FIXED:
-        value, was = attrgetter(key)(config), saved
-        for name in key.split("."):
-            was = was[name]
-        if value != was:
-            raise ConfigError(f"{key}={value}: {checkpoint} was saved with {key}={was}")
-    path = config.teacher.path
-    if read_shape("teacher.path", path) != read_shape(
-        "teacher.path", str(checkpoint / folder.COMPANIONS)
-    ):
-        raise ConfigError(
-            f"teacher.path={path}: another model than the one in {checkpoint}, which came from "
-            f"{saved['teacher']['path']}"
-        )
+class Attendance:
+    """The session of processes that train nothing, but work for those that do."""
+
+    @abstractmethod
+    def serve(self) -> None:
+        """Works until those that train rest."""
 
 
-class Loop:
-    """Runs `train_step` from `first_step` to `max_steps`, with evaluation and checkpoints between.
+class BaseTrainer(ABC):
+    """The methods of all trainers. The same script runs on every rank and calls them on every rank.
 
-    Evaluation runs before the first step, every `eval_steps` and after the last; a checkpoint is
-    written every `save_steps` and after the last.
+    The first method that needs the models joins the processes and loads them; they stay until
+    `close`, the end of the script, an error, or another trainer's first such method.
 
     Attributes:
-        restored: what the trainer gave to be saved with the checkpoint the run begins with.
+        args: the configuration; once the data are known, with batch sizes and steps as numbers.
+        runner: callbacks, and transformers' `state` and `control`.
+        current_rewards: [samples] of the newest step, its KL divergence [1]; for hooks. None where
+            there are none.
     """
 
-    def __init__(
-        self,
-        config: TeacherGRPOConfig,
-        role: Role,
-        policy: Policy,
-        model_path: str,
-        start: Start,
-        shown: dict[str, str],
-    ):
-        """Loads the checkpoint of `start` into `policy`, which came from `model_path`."""
-        self.config, self.role = config, role
-        self.directory = Path(config.output_dir)
-        self.checkpoints = self.directory / "checkpoints"
-        saved = load_checkpoint(policy, start.checkpoint) if start.checkpoint else {}
-        self.first_step: int = saved.get("step", 0)
-        self.restored: dict = saved.get("trainer", {})
-        self.metric_names = set(saved.get("metric_names", ()))
-        self.best, notes = role.once(lambda: self._ready_folder(saved.get("best")))
-        self.writer = CheckpointWriter(policy, self.checkpoints, model_path, config)
-        self.progress: Progress | None = None
-        if role.rank == 0:
-            self.progress = Progress(
-                self.directory,
-                self.first_step,
-                config.max_steps,
-                shown,
-                resumed=config.resume is not None,
-            )
-        for line in (*start.notes, *notes):
-            self.say(line)
+    _open: ClassVar["BaseTrainer | None"] = None
+    """The one whose session is open in this process."""
 
-    def run(
-        self,
-        train_step: Callable[[int], dict[str, float]],
-        evaluate: Callable[[], dict[str, float]] | None,
-        state: Callable[[], dict],
-    ) -> dict[str, float]:
+    def __init__(self, args: TrainingConfig, callbacks: list[AnyCallback] | None = None):
+        self.args = args
+        self.runner = CallbackRunner(
+            [*(callbacks or ()), *tracker_callbacks(args.report_to)], self, args
+        )
+        self.current_rewards: Tensor | None = None
+        self.current_kl: Tensor | None = None
+        self._session: Session | Attendance | None = None
+        self._cleanup = ExitStack()
+
+    # What makes a trainer.
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Checks everything that can be checked before models load, and completes `args`.
+
+        Raises:
+            ConfigError: for a setting that cannot work.
         """
+
+    @abstractmethod
+    def _set_data(self, dataset: Any, **others) -> None:
+        """Takes what `fit` was given."""
+
+    @abstractmethod
+    def _world(self) -> tuple[dict[str, Layout], str, float]:
+        """Layouts of the roles, placement and deadline (`parallel.world.join`)."""
+
+    @abstractmethod
+    def _open_session(self, world: World, cleanup: ExitStack) -> Session | Attendance:
+        """Loads models and starts engines."""
+
+    def _open_evals(self, datasets: Any) -> dict:
+        """Evaluation data from what `evaluate` was given."""
+        raise NotImplementedError
+
+    # TRL's and transformers' face.
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Runs the job to its end and writes the model to output_dir/final.
+
         Args:
-            state: called by all ranks; what to save with a checkpoint, as JSON.
+            resume_from_checkpoint: a checkpoint or a folder of them; True: the newest in
+                output_dir.
+            trial, ignore_keys_for_eval: transformers'; without a meaning here.
 
         Returns:
-            The last step's metrics, with the last evaluation's under "eval_".
-        """
-        config, metrics, evaluated = self.config, {}, {}
-        if evaluate and self.first_step == 0:
-            evaluated = self._evaluate(0, evaluate)
-        for step in range(self.first_step, config.max_steps):
-            metrics = train_step(step)
-            self.writer.poll()
-            done = step + 1
-            if self.progress:
-                self.progress.step(done, metrics)
-            last = done == config.max_steps
-            measured = metrics
-            if evaluate and (last or _is_due(done, config.eval_steps)):
-                evaluated = self._evaluate(done, evaluate)
-                measured = metrics | evaluated
-            self.metric_names |= metrics.keys() | evaluated.keys()
-            self._check_metric(bool(evaluated))
-            if last or _is_due(done, config.save_steps):
-                self._save(done, measured, state())
-        self.writer.finish()
-        return metrics | evaluated
+            TrainOutput(global_step, training_loss, metrics); of a process that only carries a
+            student, without any.
 
-    def say(self, text: str) -> None:
-        if self.progress:
-            self.progress.say(text)
+        Raises:
+            ConfigError: when it cannot begin.
+        """
+        if resume_from_checkpoint:
+            self._begin_at(AUTO if resume_from_checkpoint is True else str(resume_from_checkpoint))
+            if resume_from_checkpoint is True and not self._has_checkpoints():
+                raise ConfigError(
+                    f"resume_from_checkpoint=True: there is no checkpoint in {self.args.output_dir}"
+                )
+        elif self._is_done():
+            self.close()
+        with self._opened() as session:
+            if isinstance(session, Attendance):
+                session.serve()
+                return TrainOutput(0, math.nan, {})
+            output = session.loop.run(
+                session.train_step,
+                session.evaluate if session.evaluates else None,
+                session.state,
+                session.tensors,
+            )
+            session.rest()
+            final = Path(self.args.output_dir) / "final"
+            self._write_model(session, final)
+            session.loop.say(f"trained model: {final}")
+            self.runner.train_end(training_result(output, self.runner.state))
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        return output
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Metrics on `eval_dataset`, or on the trainer's own.
+
+        Raises:
+            ConfigError: when there is neither.
+        """
+        with self._opened() as session:
+            if isinstance(session, Attendance):
+                session.serve()
+                return {}
+            datasets = None if eval_dataset is None else self._open_evals(eval_dataset)
+            if datasets is None and not session.evaluates:
+                raise ConfigError("eval_dataset=None: there is nothing to evaluate on; pass one")
+            metrics = session.loop.evaluate(lambda: session.evaluate(datasets))
+            session.rest()
+        return {metric_key_prefix + k.removeprefix("eval"): v for k, v in metrics.items()}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the model, or with `peft_config` its adapters, with the tokenizer, as
+        `from_pretrained` reads it, into `output_dir` (None: args.output_dir). Other files there
+        stay."""
+        with self._working() as session:
+            if session:
+                self._write_model(session, Path(output_dir or self.args.output_dir))
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+    ):
+        """Uploads the model to `args.hub_model_id`.
+
+        Returns:
+            On rank 0 huggingface_hub's CommitInfo, or a Future of it without `blocking`.
+
+        Raises:
+            ConfigError: when no `hub_model_id` is set.
+        """
+        if not self.args.hub_model_id:
+            raise ConfigError("hub_model_id=None: set it to push a model to the hub")
+        with self._working() as session:
+            if session is None:
+                return None
+            output = Path(self.args.output_dir)
+            output.mkdir(parents=True, exist_ok=True)
+            folder = session.policy.role.broadcast(tempfile.mkdtemp(prefix=".hub-", dir=output))
+            self._write_model(session, Path(folder))
+        if not is_rank_zero():
+            return None
+        return push_folder(
+            Path(folder),
+            self.args.hub_model_id,
+            commit_message,
+            token,
+            revision,
+            self.args.hub_private_repo,
+            blocking,
+        )
+
+    def log(self, metrics: dict) -> None:
+        """Records metrics of the user's own: in metrics.jsonl, callbacks and trackers."""
+        if isinstance(self._session, Session):
+            self._session.loop.log(metrics)
+        else:
+            self.runner.log(metrics)
+
+    @property
+    def state(self):
+        """transformers' TrainerState."""
+        return self.runner.state
+
+    @property
+    def control(self):
+        """transformers' TrainerControl."""
+        return self.runner.control
+
+    def add_callback(self, callback: AnyCallback) -> None:
+        """As in transformers."""
+        self.runner.add_callback(callback)
+
+    def pop_callback(self, callback: AnyCallback):
+        """As in transformers."""
+        return self.runner.pop_callback(callback)
+
+    def remove_callback(self, callback: AnyCallback) -> None:
+        """As in transformers."""
+        self.runner.remove_callback(callback)
+
+    # NeMo RL's face.
+
+    def fit(
+        self,
+        dataset: Any = None,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+        callbacks: list[AnyCallback] | None = None,
+        **others,
+    ) -> TrainingResult:
+        """Trains on `dataset` (None: on the trainer's own) and tells how it went.
+
+        Args:
+            dataset: a path, a name at the hub, rows, or a data module.
+            max_steps, max_epochs: in place of the configuration's.
+        """
+        self.close()
+        if max_steps is not None:
+            self.args = replace(self.args, max_steps=max_steps)
+        elif max_epochs is not None:
+            self.args = replace(self.args, max_steps=-1, num_train_epochs=max_epochs)
+        for callback in callbacks or ():
+            self.add_callback(callback)
+        self._set_data(dataset, **others)
+        self._prepare()
+        return training_result(self.train(), self.runner.state)
+
+    def save_checkpoint(self, path: str) -> None:
+        """Saves all that the run needs to go on into folder `path`/iter_..."""
+        with self._working() as session:
+            if session:
+                session.loop.save_to(Path(path), session.state(), session.tensors())
+
+    def load_checkpoint(self, path: str) -> None:
+        """Goes to the step of a checkpoint, or of the newest in a folder of them."""
+        self._begin_at(str(path))
+        with self._working():
+            pass
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration as a dictionary."""
+        return asdict(self.args)
+
+    @property
+    def current_step(self) -> int:
+        """Optimizer steps made."""
+        return self.runner.state.global_step
 
     def close(self) -> None:
-        if self.progress:
-            self.progress.close()
+        """Frees models and engines, and leaves the other processes. A later method opens anew."""
+        session, self._session = self._session, None
+        if BaseTrainer._open is self:
+            BaseTrainer._open = None
+        if isinstance(session, Session):
+            session.loop.close()
+        self._cleanup.close()
 
-    def _evaluate(self, step: int, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
-        metrics = evaluate()
-        if self.progress:
-            self.progress.evaluation(step, metrics)
-        return {f"eval_{name}": value for name, value in metrics.items()}
+    # For trainers.
 
-    def _ready_folder(self, best: dict | None) -> tuple[dict | None, list[str]]:
-        """Makes the run's own folder say what this run knows. Returns the best checkpoint, if it is
-        there, and lines for the user."""
-        newer = []
-        if self.config.resume not in (None, AUTO):
-            newer = folder.set_aside_after(self.checkpoints, self.first_step)
-        if folder.checkpoint_at(self.checkpoints, self.first_step).exists():
-            folder.record(self.checkpoints, folder.LATEST, self.first_step)
-        known = (
-            best
-            and best["metric"] == self.config.metric_for_best_model
-            and best["greater_is_better"] == self.config.greater_is_better
-            and folder.checkpoint_at(self.checkpoints, best["step"]).exists()
-        )
-        if known:
-            folder.record(self.checkpoints, folder.BEST, best["step"])
-        elif (self.checkpoints / folder.BEST).is_file():
-            (self.checkpoints / folder.BEST).unlink()
-        return best if known else None, [f"{path} is newer: set aside" for path in newer]
+    def _choose_start(self, world: World, role: str) -> Start:
+        return choose_start(self.args, world.roles[role])
 
-    def _check_metric(self, evaluated: bool) -> None:
-        """Raises ConfigError when `metric_for_best_model` is none of the metrics there are."""
-        name = self.config.metric_for_best_model
-        if name is None or name in self.metric_names:
-            return
-        if evaluated or not name.startswith("eval_"):
-            raise ConfigError(
-                f"metric_for_best_model={name}: is not measured; choose one of "
-                f"{', '.join(sorted(self.metric_names))}"
-            )
+    @contextmanager
+    def _opened(self) -> Iterator[Session | Attendance]:
+        """The session, opened if it is not, and closed on an error."""
+        try:
+            if self._session is None:
+                if BaseTrainer._open is not None:
+                    BaseTrainer._open.close()
+                BaseTrainer._open = self
+                self.runner.config = self.args
+                world = self._cleanup.enter_context(join(*self._world()))
+                self._session = self._open_session(world, self._cleanup)
+            yield self._session
+        except BaseException:
+            self.close()
+            raise
 
-    def _save(self, step: int, measured: dict[str, float], trainer: dict) -> None:
-        name = self.config.metric_for_best_model
-        if name in measured and self._is_best(measured[name]):
-            self.best = {
-                "step": step,
-                "metric": name,
-                "value": measured[name],
-                "greater_is_better": self.config.greater_is_better,
-            }
-        state = {
-            "best": self.best,
-            "metric_names": sorted(self.metric_names),
-            "trainer": trainer,
-        }
-        self.writer.save(step, state, self.best["step"] if self.best else None)
+    @contextmanager
+    def _working(self) -> Iterator[Session | None]:
+        """The session on the ranks that train, None on others, for what needs no other role."""
+        with self._opened() as session:
+            yield session if isinstance(session, Session) else None
 
-    def _is_best(self, value: float) -> bool:
-        if self.best is None or math.isnan(value):
-            return not math.isnan(value)
-        best = self.best["value"]
-        return value > best if self.config.greater_is_better else value < best
+    def _begin_at(self, resume: str) -> None:
+        self.close()
+        self.args = replace(self.args, resume=resume)
+
+    def _has_checkpoints(self) -> bool:
+        return any((Path(self.args.output_dir) / "checkpoints").glob("iter_*"))
+
+    def _is_done(self) -> bool:
+        session = self._session
+        return isinstance(session, Session) and session.loop.done >= self.args.max_steps
+
+    def _write_model(self, session: Session, directory: Path) -> None:
+        write_policy(session.policy, directory, trained_model(self.args).path)
 
 
-def _is_due(step: int, every: int) -> bool:
-    return bool(every) and step % every == 0
+@atexit.register
+def _close() -> None:
+    if BaseTrainer._open is not None:
+        BaseTrainer._open.close()

@@ -1,0 +1,128 @@
+"""The sections of a configuration: models, layouts, data, templates, engines."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ModelConfig:
+    """A model in a Hugging Face directory (config.json and safetensors, sharded or not)."""
+
+    path: str = "???"
+    dtype: str = "float32"
+    """"float32" or "bfloat16"; of weights in training and in the engine."""
+    layers: str = "auto"
+    """"transformer_engine" (a GPU), "local" (Megatron's own) or "auto": the first on a GPU."""
+    fp8: str | None = None
+    """FP8 recipe of the training layers ("delayed", "tensorwise", "blockwise", "mxfp8"); GPU."""
+    fp8_param: bool = False
+    """Hold the layers' matrices in FP8 too; needs distributed_optimizer."""
+    bf16_layers_at_start: int = 0
+    """First layers that compute in bfloat16 all the same."""
+    bf16_layers_at_end: int = 0
+    """Last layers that do."""
+    sequence_parallel: bool = False
+    """Megatron's sequence parallelism over the tensor parallel ranks."""
+    expert_parallel: int = 1
+    """Ranks that each hold a part of the experts; divides the layout's data parallel size."""
+    virtual_pipeline: int = 1
+    """Parts of the model each pipeline stage holds (the interleaved schedule, if above 1)."""
+    recompute: str | None = None
+    """Recompute activations in the backward pass: "full" (one layer at a time) or "selective"
+    (of attention, what lies between its projections)."""
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters, in PEFT's words."""
+
+    r: int = 8
+    """Rank."""
+    lora_alpha: float = 8
+    """What adapters add is scaled by lora_alpha / r."""
+    lora_dropout: float = 0.0
+    """Of what adapters are given, in training."""
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj; or all-linear."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead."""
+    path: str | None = None
+    """Directory of an adapter in PEFT's format to go on from, with options of its own."""
+
+
+@dataclass
+class LayoutConfig:
+    """Who runs where. Layouts are "TPxPPxDP"."""
+
+    placement: str = "auto"
+    """"separate" (disjoint ranks), "colocated" (both roles on all ranks), or "auto"."""
+    teacher: str = "auto"
+    student: str = "auto"
+
+
+@dataclass
+class DataConfig:
+    """Questions and answers."""
+
+    train: str = "???"
+    """A .jsonl, .json or .parquet path, or the name of a dataset for datasets.load_dataset."""
+    eval: str | None = None
+    """Held-out set of the same kind; None: no evaluation."""
+    subset: str | None = None
+    """Second argument of load_dataset, such as "main" for openai/gsm8k."""
+    train_split: str = "train"
+    eval_split: str = "test"
+    question_column: str = "question"
+    answer_column: str = "answer"
+    """The final answer as text; of "... #### 42" only what follows the mark counts."""
+    eval_size: int = 0
+    """Use only the first so many held-out rows; 0: all."""
+    overlong: str = "error"
+    """A question too long for a model: "error" names the row, "drop" drops and counts."""
+
+
+@dataclass
+class TemplatesConfig:
+    """Prompts, in the words of the ATLAS documents. Fields in braces are replaced by name; other
+    braces are left alone."""
+
+    baseline: str = (
+        "{question}\n\nSolve this step by step and put your final answer inside "
+        "<solution> and </solution>."
+    )
+    diagnostic: str = (
+        "{question}\n\nBefore solving, name the kind of problem, the key steps you would take and "
+        "what could go wrong. Be brief and do not solve it."
+    )
+    adaptive: str = (
+        "A student is about to solve this problem:\n{question}\n\nThe student's plan:\n{approach}"
+        "\n\nThink about what this student needs inside <thinking> and </thinking>. Then write "
+        "guidance for the student inside <teaching> and </teaching>: short if the plan is right, "
+        "step by step if it is wrong. Never state the answer."
+    )
+    with_teaching: str = (
+        "{question}\n\nA teacher's guidance:\n{teaching}\n\nSolve this step by step, using the "
+        "guidance, and put your final answer inside <solution> and </solution>."
+    )
+
+
+@dataclass
+class RolloutConfig:
+    """The vLLM engines."""
+
+    policy_engines: int = 0
+    """Engines of GRPO's policy; 0: one on CPU, one for every `policy_tensor_parallel` GPUs."""
+    policy_tensor_parallel: int = 1
+    """Tensor parallel size of each engine, independent of the training layout."""
+    teacher_engines: int = 0
+    teacher_tensor_parallel: int = 1
+    student_engines: int = 0
+    student_tensor_parallel: int = 1
+    gpu_memory_utilization: float = 0.5
+    kv_cache_gib: float = 0.25
+    """Key-value cache of each engine on CPU."""
+    max_num_seqs: int = 256
+    """Requests an engine works on at once."""
+    bucket_megabytes: int = 256
+    """Weights move to the engines in buckets of at most this size (or one tensor)."""
+    deadline_seconds: float = 1800.0
+    """Longest wait for an engine or for another rank before the run stops with the reason."""

@@ -1,0 +1,297 @@
+"""The configuration of each trainer: every setting, its default and its meaning. Names are
+transformers' and TRL's where they have the setting."""
+
+from dataclasses import InitVar, dataclass, field
+from typing import Any
+
+from grpo_mcore.config.objective import ObjectiveConfig
+from grpo_mcore.config.sections import (
+    DataConfig,
+    LayoutConfig,
+    LoraConfig,
+    ModelConfig,
+    RolloutConfig,
+    TemplatesConfig,
+)
+from grpo_mcore.errors import ConfigError
+
+
+@dataclass
+class TrainingConfig:
+    """What every trainer has: batches, the optimizer and its schedule, evaluation, checkpoints,
+    and where results go."""
+
+    output_dir: str = "outputs"
+    seed: int = 42
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    """Optimizer steps; -1: as many as `num_train_epochs` have."""
+    per_device_train_batch_size: int = 8
+    """Sequences in a micro-batch of one data parallel rank."""
+    gradient_accumulation_steps: int | None = None
+    """Micro-batches of a data parallel rank in an optimizer step; None: as many as the other batch
+    sizes say, or else 1 (of GRPO the fewest that make whole groups)."""
+
+    learning_rate: float = 1e-6
+    min_learning_rate: float = 0.0
+    lr_scheduler_type: str = "constant"
+    """"constant", "linear" or "cosine", from learning_rate down to min_learning_rate."""
+    warmup_steps: float = 0
+    """Below 1 a share of all steps."""
+    stable_steps: int = 0
+    """Steps at full rate before "linear" or "cosine" decay begins (counted after warm-up)."""
+    optim: str = "adamw_torch"
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    distributed_optimizer: bool = False
+    """Megatron's distributed optimizer: states sharded over data parallel ranks."""
+    optimizer_offload_fraction: float = 0.0
+    """Share of the optimizer's states and work kept on the CPU; needs distributed_optimizer."""
+    peft_config: LoraConfig | None = None
+    """Train adapters of these options only."""
+
+    logging_strategy: str = "steps"
+    logging_steps: int = 1
+    """Give callbacks and trackers the metrics every so many steps; metrics.jsonl has every one."""
+    report_to: Any = "none"
+    """"tensorboard", "wandb", "mlflow", a list of them, "all" (that are installed) or "none"."""
+    run_name: str | None = None
+    eval_strategy: str = "steps"
+    """"steps", "epoch" or "no"."""
+    eval_steps: int = 0
+    """Evaluate every so many steps; 0: before the first and after the last only."""
+    save_strategy: str = "steps"
+    """"steps", "epoch", "best" (whenever `metric_for_best_model` is) or "no"."""
+    save_steps: int = 0
+    """Checkpoint every so many steps; 0: after the last only."""
+    async_save: bool = False
+    """Write checkpoints beside the next steps, from a copy in host memory. One takes effect in a
+    later step, when every rank has written its part; a run that fails before then loses it."""
+    save_total_limit: int | None = None
+    """As in transformers: checkpoints kept, the oldest go first. The best is among them and never
+    goes; so with 1 there are two where the best is not the newest. None: all."""
+    metric_for_best_model: str | None = None
+    """A metric as metrics.jsonl names it. The checkpoint after whose step it was best (measured at
+    that step) is kept, and named in checkpoints/best_checkpointed_iteration.txt."""
+    greater_is_better: bool = True
+    resume: str | None = None
+    """"auto": go on from the newest valid checkpoint in output_dir, if there is one. A path, to a
+    folder of checkpoints or to one of them: from that one only. The layout may be another."""
+    push_to_hub: bool = False
+    """Upload the trained model to `hub_model_id` when training ends."""
+    hub_model_id: str | None = None
+    hub_private_repo: bool | None = None
+
+
+@dataclass
+class _ModelTrainingConfig(TrainingConfig):
+    """Of trainers that train one model, in transformers' spelling of its settings too."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Its path is the trainer's argument `model`, if that is given."""
+    layout: str = "auto"
+    """TPxPPxDP, such as 2x1x4; "auto": what fits the model, most of it data parallel."""
+    lr_scheduler_type: str = "linear"
+
+    bf16: InitVar[bool | None] = None
+    """True: `model.dtype` is "bfloat16"; False: "float32"."""
+    gradient_checkpointing: InitVar[bool | None] = None
+    """True: `model.recompute` is "full"; False: None."""
+    model_init_kwargs: InitVar[dict | None] = None
+    """Of from_pretrained's arguments: `dtype` (or `torch_dtype`) and `revision`."""
+    revision: str | None = None
+    """Of a model at the hub."""
+
+    def __post_init__(self, bf16, gradient_checkpointing, model_init_kwargs):
+        """
+        Raises:
+            ConfigError: for an unknown entry of `model_init_kwargs`.
+        """
+        if bf16 is not None:
+            self.model.dtype = "bfloat16" if bf16 else "float32"
+        if gradient_checkpointing is not None:
+            self.model.recompute = "full" if gradient_checkpointing else None
+        for name, value in (model_init_kwargs or {}).items():
+            if name in ("dtype", "torch_dtype"):
+                self.model.dtype = str(value).removeprefix("torch.")
+            elif name == "revision":
+                self.revision = value
+            else:
+                raise ConfigError(
+                    f"model_init_kwargs.{name}={value}: choose from dtype, torch_dtype, revision"
+                )
+
+
+@dataclass
+class _OfflineConfig(_ModelTrainingConfig):
+    """Of trainers that learn from what the dataset has, without sampling."""
+
+    train: str | None = None
+    """Dataset of a trainer that is given none: a path or a name, as `data.train`."""
+    batch_size: int | None = None
+    """Rows of the dataset in an optimizer step; None: per_device_train_batch_size x data parallel
+    ranks x gradient_accumulation_steps."""
+    max_length: int | None = 1024
+    """Tokens of a sequence at most, what exceeds it is cut off; None: the model's context."""
+    shuffle_dataset: bool = True
+    deadline_seconds: float = 1800.0
+    """Longest wait for another rank before the run stops with the reason."""
+
+
+@dataclass
+class SFTConfig(_OfflineConfig):
+    """Supervised fine-tuning."""
+
+    learning_rate: float = 2e-5
+    completion_only_loss: bool | None = None
+    """No loss on prompts; None: where the dataset has prompts and completions."""
+    assistant_only_loss: bool = False
+    """Loss only on what the chat template marks as the assistant's."""
+    packing: bool = False
+    """Join sequences to rows of `max_length`; they do not attend to one another."""
+    dataset_text_field: str = "text"
+
+
+@dataclass
+class DPOConfig(_OfflineConfig):
+    """Direct preference optimisation. A batch's rows are pairs: two sequences each."""
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    """The probability that a pair is the wrong way round."""
+
+
+@dataclass
+class GroupConfig(ObjectiveConfig):
+    """What trainers have that compare samples of a group: sampling, and how samples are used."""
+
+    num_prompts_per_step: int | None = None
+    """Prompts of an optimizer step. With `num_generations` samples each they are
+    per_device_train_batch_size x data parallel ranks x gradient_accumulation_steps sequences; None:
+    what these make."""
+    num_generations: int = 8
+    """Completions sampled for each prompt."""
+    max_completion_length: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    """Below 1 (or top_k above 0, or min_p) the engine's log-probabilities are those of the tokens
+    left in, and `sampling/*` shows them apart from the trainer's, which are over all tokens."""
+    top_k: int = 0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    steps_per_generation: int | None = None
+    """Micro-batches made of one generation's samples; None: gradient_accumulation_steps."""
+    generation_batch_size: int | None = None
+    """Or else the samples of a generation, over all data parallel ranks."""
+    num_iterations: int = 1
+    """How often each generation's samples are used."""
+    shuffle_dataset: bool = True
+
+    use_dynamic_sampling: bool = False
+    """Replace groups whose rewards are all the same by further prompts' (arXiv:2503.14476)."""
+    dynamic_sampling_max_gen_batches: int = 10
+    """Generations tried for a batch at most; what is lacking then are groups without spread."""
+
+    sync_ref_model: bool = False
+    """Move the reference model towards the policy (TR-DPO, arXiv:2404.09656)."""
+    ref_model_mixup_alpha: float = 0.6
+    """The policy's share in reference <- alpha * policy + (1 - alpha) * reference."""
+    ref_model_sync_steps: int = 512
+
+    reward_timeout: float | None = None
+    """Seconds each reward function may take for a step's samples; None: any time."""
+    log_completions: int = 4
+    """Completions a step written to completions.jsonl."""
+
+
+@dataclass
+class TeachingConfig:
+    """What only TeacherGRPOTrainer uses; GRPOConfig has it too, as in ATLAS."""
+
+    baseline_samples: int = 1
+    """Unaided answers averaged for each question (sampled ones, if above 1)."""
+    max_probe_tokens: int = 500
+    max_answer_tokens: int | None = None
+    """Tokens of one answer of the student; None: max_completion_length."""
+    student_temperature: float = 0.0
+    degradation_penalty_multiplier: float = 2.0
+    efficiency_weight: float = 1.0
+    disable_student_offloading: bool = False
+    """Keep the student's engine in GPU memory while a colocated teacher works."""
+    templates: TemplatesConfig = field(default_factory=TemplatesConfig)
+
+
+@dataclass
+class GRPOConfig(_ModelTrainingConfig, GroupConfig, TeachingConfig):
+    """Group relative policy optimisation on a reward."""
+
+    max_completion_length: int = 512
+    max_prompt_length: int | None = None
+    """Tokens of a prompt at most; None: any number the model has room for."""
+    max_sequence_length: int | None = None
+    """Tokens of prompt and completion together at most; completions are cut off there."""
+    overlong: str = "error"
+    """A prompt too long: "error" names the row, "drop" leaves it out."""
+    num_generations_eval: int | None = None
+    """Completions of each prompt in evaluations; None: num_generations."""
+    chat_template_kwargs: dict | None = None
+    max_tool_calling_iterations: int | None = None
+    """Turns of a conversation with tools or an environment at most."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+    use_vllm: InitVar[bool] = True
+    vllm_mode: InitVar[str] = "colocate"
+    vllm_gpu_memory_utilization: InitVar[float | None] = None
+    """`rollout.gpu_memory_utilization`."""
+    vllm_tensor_parallel_size: InitVar[int | None] = None
+    """`rollout.policy_tensor_parallel`."""
+
+    def __post_init__(
+        self,
+        bf16,
+        gradient_checkpointing,
+        model_init_kwargs,
+        use_vllm,
+        vllm_mode,
+        vllm_gpu_memory_utilization,
+        vllm_tensor_parallel_size,
+    ):
+        """
+        Raises:
+            ConfigError: for rollouts without an engine of one's own.
+        """
+        super().__post_init__(bf16, gradient_checkpointing, model_init_kwargs)
+        if not use_vllm:
+            raise ConfigError("use_vllm=False: completions are sampled by vLLM only; leave it out")
+        if vllm_mode != "colocate":
+            raise ConfigError(f"vllm_mode={vllm_mode}: only colocate is supported")
+        if vllm_gpu_memory_utilization is not None:
+            self.rollout.gpu_memory_utilization = vllm_gpu_memory_utilization
+        if vllm_tensor_parallel_size is not None:
+            self.rollout.policy_tensor_parallel = vllm_tensor_parallel_size
+        if isinstance(self.scale_rewards, bool):  # as TRL had it first
+            self.scale_rewards = "group" if self.scale_rewards else "none"
+
+
+@dataclass
+class TeacherGRPOConfig(TrainingConfig, GroupConfig, TeachingConfig):
+    """Adaptive teaching: GRPO trains a teacher on how much its guidance helps a frozen student."""
+
+    teacher: ModelConfig = field(default_factory=ModelConfig)
+    student: ModelConfig = field(default_factory=ModelConfig)
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+    num_prompts_per_step: int | None = 16
+
+    # As in ATLAS, which corrects neither.
+    use_bias_correction_kl: bool = False
+    vllm_importance_sampling_correction: bool = False
+
+    prepare: str | None = None
+    """"package.module:function", called with this configuration before the job: makes the
+    models and data the experiment names, where they are missing."""

@@ -1,0 +1,84 @@
+"""What the batch sizes and lengths of a configuration that are left open must be."""
+
+import math
+from dataclasses import replace
+from typing import TypeVar
+
+from grpo_mcore.config import ConfigError, GroupConfig, TrainingConfig
+from grpo_mcore.data.order import GenerationCycle
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def with_batches(config: Config, data_ranks: int) -> Config:
+    """`config` with batch_size, or num_prompts_per_step and steps_per_generation, and
+    gradient_accumulation_steps as numbers.
+
+    Raises:
+        ConfigError: where they contradict one another.
+    """
+    rows = config.per_device_train_batch_size * data_ranks
+    made_of = (
+        f"per_device_train_batch_size={config.per_device_train_batch_size} x {data_ranks} data "
+        "parallel ranks"
+    )
+    if isinstance(config, GroupConfig):
+        return _with_groups(config, rows, made_of)
+    accumulation = config.gradient_accumulation_steps
+    size = config.batch_size or rows * (accumulation or 1)
+    accumulation = _accumulation(f"batch_size={size}", size, rows, accumulation, made_of)
+    return replace(config, batch_size=size, gradient_accumulation_steps=accumulation)
+
+
+def _with_groups(config: GroupConfig, rows: int, made_of: str) -> GroupConfig:
+    group, accumulation = config.num_generations, config.gradient_accumulation_steps
+    prompts, parts = config.num_prompts_per_step, config.steps_per_generation
+    if config.generation_batch_size is not None:
+        key = f"generation_batch_size={config.generation_batch_size}"
+        if parts is not None:
+            raise ConfigError(f"{key}: steps_per_generation={parts} says it already; give one")
+        if config.generation_batch_size % rows:
+            raise ConfigError(f"{key}: does not divide by {rows} ({made_of})")
+        parts = config.generation_batch_size // rows
+    if prompts is not None:
+        key = f"num_prompts_per_step={prompts} x num_generations={group}"
+        accumulation = _accumulation(key, prompts * group, rows, accumulation, made_of)
+    elif accumulation is None:
+        accumulation = 1 if parts else math.lcm(rows, group) // rows
+    parts = accumulation if parts is None else parts
+    if rows * parts % group:
+        raise ConfigError(
+            f"num_generations={group}: does not divide a generation's {rows * parts} completions "
+            f"({made_of} x {parts} steps_per_generation)"
+        )
+    return replace(
+        config,
+        num_prompts_per_step=prompts,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=parts,
+        generation_batch_size=None,
+    )
+
+
+def _accumulation(key: str, size: int, rows: int, given: int | None, made_of: str) -> int:
+    if size % rows:
+        raise ConfigError(f"{key}: {size} sequences do not divide by {rows} ({made_of})")
+    if given not in (None, size // rows):
+        raise ConfigError(
+            f"gradient_accumulation_steps={given}: {key} are {size} sequences, which {made_of} "
+            f"make in {size // rows}; leave one of them out"
+        )
+    return size // rows
+
+
+def prompts_per_generation(config: GroupConfig, data_ranks: int) -> int:
+    """Of a configuration `with_batches`."""
+    rows = config.per_device_train_batch_size * data_ranks
+    return rows * config.steps_per_generation // config.num_generations
+
+
+def generation_cycle(config: GroupConfig) -> GenerationCycle:
+    """Of a configuration `with_batches`."""
+    return GenerationCycle(
+        config.gradient_accumulation_steps, config.steps_per_generation, config.num_iterations
+    )
