@@ -153,6 +153,9 @@ class TrainingConfig:
     """Share of the optimizer's states and work kept on the CPU; needs distributed_optimizer."""
     per_device_train_batch_size: int = 8
     """Sequences in a micro-batch of one data parallel rank."""
+    max_tokens_per_micro_batch: int | None = None
+    """Tokens of a micro-batch at most, padding included; sequences of similar length go together,
+    balanced over data parallel ranks. None: per_device_train_batch_size sequences."""
 
 
 @dataclass

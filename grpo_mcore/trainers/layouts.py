@@ -79,9 +79,22 @@ def with_experts(layout: Layout, model: ModelConfig) -> Layout:
 
 
 def batch_misfit(
-    sequences: int, micro_batch: int, layout: Layout, virtual_pipeline: int = 1
+    sequences: int,
+    micro_batch: int,
+    layout: Layout,
+    virtual_pipeline: int = 1,
+    max_tokens: int | None = None,
 ) -> str | None:
-    """Why `sequences` cannot be dealt to the layout's data parallel ranks in micro-batches."""
+    """Why `sequences` cannot be dealt to the layout's data parallel ranks in micro-batches, of
+    `micro_batch` sequences, or of `max_tokens` tokens."""
+    if max_tokens is not None:
+        least = layout.data * (layout.pipeline if virtual_pipeline > 1 else 1)
+        if sequences < least:
+            return (
+                f"the batch of {sequences} sequences is less than the {least} micro-batches that "
+                "all data parallel ranks together need"
+            )
+        return None
     if sequences % layout.data:
         return f"the batch of {sequences} sequences does not divide by data parallel {layout.data}"
     if (sequences // layout.data) % micro_batch:
@@ -108,6 +121,7 @@ def choose_layouts(
     """
     sequences = config.num_prompts_per_step * config.num_generations
     micro_batch, chunks = config.per_device_train_batch_size, config.teacher.virtual_pipeline
+    tokens = config.max_tokens_per_micro_batch
     asked = {
         role: None if text == "auto" else Layout.parse(f"layout.{role}", text)
         for role, text in (("teacher", config.layout.teacher), ("student", config.layout.student))
@@ -119,7 +133,7 @@ def choose_layouts(
         if layout and (reason := why_not(layout, shapes[role], getattr(config, role))):
             raise ConfigError(f"layout.{role}={layout}: {reason}")
     if asked["teacher"] and (
-        reason := batch_misfit(sequences, micro_batch, asked["teacher"], chunks)
+        reason := batch_misfit(sequences, micro_batch, asked["teacher"], chunks, tokens)
     ):
         raise ConfigError(
             f"layout.teacher={asked['teacher']}: {reason} (num_prompts_per_step="
@@ -130,7 +144,7 @@ def choose_layouts(
         return (
             asked["teacher"] in (None, layout)
             and not why_not(layout, shapes["teacher"], config.teacher)
-            and not batch_misfit(sequences, micro_batch, layout, chunks)
+            and not batch_misfit(sequences, micro_batch, layout, chunks, tokens)
             and _memory_fits(shapes["teacher"], layout, config)
         ) or layout == asked["teacher"]
 
