@@ -28,6 +28,9 @@ class TrainingConfig:
     """Optimizer steps; -1: as many as `num_train_epochs` have."""
     per_device_train_batch_size: int = 8
     """Sequences in a micro-batch of one data parallel rank."""
+    max_tokens_per_micro_batch: int | None = None
+    """Tokens of a micro-batch at most, padding included; sequences of similar length go together,
+    balanced over data parallel ranks. None: per_device_train_batch_size sequences."""
     gradient_accumulation_steps: int | None = None
     """Micro-batches of a data parallel rank in an optimizer step; None: as many as the other batch
     sizes say, or else 1 (of GRPO the fewest that make whole groups)."""

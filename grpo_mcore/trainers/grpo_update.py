@@ -2,7 +2,6 @@
 loss, the optimizer step."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from grpo_mcore.config import TeacherGRPOConfig
@@ -16,7 +15,6 @@ from grpo_mcore.objectives.metrics import mean_of
 from grpo_mcore.objectives.weights import equal_weights, mask_truncated, token_weights
 from grpo_mcore.rollout.requests import Completion
 from grpo_mcore.training.batch import Batch, align, pad_batch
-from grpo_mcore.training.pipeline import compute_log_probs
 from grpo_mcore.training.policy import Policy, Reference
 
 
@@ -45,9 +43,7 @@ class GRPOUpdate:
     def add_reference(self, batch: Batch) -> None:
         """Adds the reference's log-probabilities; on the last stage, which alone uses them."""
         if self.reference:
-            parts = self.policy.micro_batches(batch)
-            mine = self.reference.log_probs(parts, self.config.temperature)
-            batch["reference"] = self._of_all_ranks(batch, mine)
+            batch["reference"] = self.reference.log_probs(batch, self.config.temperature)
 
     def __call__(self, batch: Batch, rewards_per_func: Tensor) -> dict[str, float]:
         """One optimizer step.
@@ -62,7 +58,7 @@ class GRPOUpdate:
         config, mask = self.config, batch["mask"]
         penalties = None
         if config.use_kl_in_reward or config.top_entropy_quantile < 1:
-            log_probs, entropies = self._before(batch)
+            log_probs, entropies = self.policy.log_probs(batch, config.temperature)
             if config.use_kl_in_reward:
                 penalties = kl_penalty(
                     log_probs, batch["reference"], mask, config.beta, config.kl_estimator
@@ -120,22 +116,3 @@ class GRPOUpdate:
             loss = loss - entropy_bonus(entropy, part["entropy_weights"], self.entropy.applied)
             metrics["entropy/bonus"] = mean_of(entropy, part.get("entropy_mask", mask))
         return loss, metrics | {f"sampling/{name}": value for name, value in more.items()}
-
-    def _before(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The policy's log-probabilities and entropies before the update, on the last stage."""
-        parts = self.policy.micro_batches(batch)
-        role, vocab = self.policy.role, self.policy.shape.vocab
-        mine = compute_log_probs(self.policy.ddp, role, parts, vocab, self.config.temperature)
-        log_probs, entropies = mine or (None, None)
-        return self._of_all_ranks(batch, log_probs), self._of_all_ranks(batch, entropies)
-
-    def _of_all_ranks(self, batch: Batch, mine: Tensor | None) -> Tensor:
-        """[sequences, tokens] of the whole batch from each data parallel rank's rows of it; zeros
-        where there are none, which is off the last stage."""
-        whole = torch.zeros_like(batch["tokens"], dtype=torch.float32)
-        if mine is not None:
-            role = self.policy.role
-            first = role.data_rank * len(mine)
-            whole[first : first + len(mine)] = mine
-            dist.all_reduce(whole, group=role.groups.dp)
-        return whole

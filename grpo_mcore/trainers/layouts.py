@@ -3,11 +3,19 @@
 from dataclasses import replace
 
 from grpo_mcore import device
-from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig
+from grpo_mcore.config import (
+    ConfigError,
+    DPOConfig,
+    ModelConfig,
+    RolloutConfig,
+    TeacherGRPOConfig,
+    TrainingConfig,
+)
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.transformer_engine import fp8_misfit
-from grpo_mcore.parallel.auto_layout import fit_roles
+from grpo_mcore.parallel.auto_layout import fit_role, fit_roles
 from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.trainers.batches import with_batches
 
 
 def never(shape: ModelShape, model: ModelConfig) -> str | None:
@@ -78,24 +86,63 @@ def with_experts(layout: Layout, model: ModelConfig) -> Layout:
     return replace(layout, expert=model.expert_parallel)
 
 
-def batch_misfit(
-    sequences: int, micro_batch: int, layout: Layout, virtual_pipeline: int = 1
-) -> str | None:
-    """Why `sequences` cannot be dealt to the layout's data parallel ranks in micro-batches."""
-    if sequences % layout.data:
-        return f"the batch of {sequences} sequences does not divide by data parallel {layout.data}"
-    if (sequences // layout.data) % micro_batch:
+def batch_misfit(config: TrainingConfig, layout: Layout, model: ModelConfig) -> str | None:
+    """Why the batch sizes of `config` do not suit the layout of the trained model."""
+    try:
+        ready = with_batches(config, layout.data)
+    except ConfigError as error:
+        return str(error)
+    parts = ready.gradient_accumulation_steps
+    rows = parts * config.per_device_train_batch_size * (2 if isinstance(config, DPOConfig) else 1)
+    needed = layout.pipeline if model.virtual_pipeline > 1 else 1
+    if config.max_tokens_per_micro_batch is not None:
+        if rows < needed:
+            return (
+                f"the {rows} sequences of a data parallel rank are less than the {needed} "
+                "micro-batches it needs"
+            )
+    elif parts % needed:
         return (
-            f"a data parallel rank's {sequences // layout.data} sequences do not divide by "
-            f"per_device_train_batch_size={micro_batch}"
-        )
-    count = sequences // layout.data // micro_batch
-    if virtual_pipeline > 1 and count % layout.pipeline:
-        return (
-            f"a data parallel rank's {count} micro-batches do not divide by {layout.pipeline} "
+            f"a data parallel rank's {parts} micro-batches do not divide by {layout.pipeline} "
             "pipeline stages, as a virtual pipeline needs"
         )
     return None
+
+
+def choose_layout(config: TrainingConfig, shape: ModelShape, world_size: int) -> Layout:
+    """The layout of the one model of `config`, as asked for or fitted to `world_size`.
+
+    Raises:
+        ConfigError: when what was asked for does not fit, or nothing does.
+    """
+    model = config.model
+    if reason := never(shape, model):
+        raise ConfigError(f"model.expert_parallel={model.expert_parallel}: {reason}")
+
+    def misfit(layout: Layout) -> str | None:
+        return why_not(layout, shape, model) or batch_misfit(config, layout, model)
+
+    if config.layout != "auto":
+        layout = Layout.parse("layout", config.layout)
+        if reason := misfit(layout):
+            raise ConfigError(f"layout={layout}: {reason}")
+        if layout.size != world_size:
+            raise ConfigError(
+                f"layout={layout}: needs {layout.size} processes, there are {world_size}"
+            )
+        return with_experts(layout, model)
+
+    def fits(layout: Layout) -> bool:
+        return not misfit(layout) and _memory_fits(shape, layout, config, model)
+
+    layout = fit_role(world_size, fits)
+    if layout is None:
+        least = Layout(data=world_size)
+        raise ConfigError(
+            f"layout=auto: no layout of {world_size} processes divides heads, layers and batch and "
+            f"fits the memory; {least} does not as {misfit(least) or 'the memory is too small'}"
+        )
+    return with_experts(layout, model)
 
 
 def choose_layouts(
@@ -106,8 +153,6 @@ def choose_layouts(
     Raises:
         ConfigError: when what was asked for does not fit, or nothing does.
     """
-    sequences = config.num_prompts_per_step * config.num_generations
-    micro_batch, chunks = config.per_device_train_batch_size, config.teacher.virtual_pipeline
     asked = {
         role: None if text == "auto" else Layout.parse(f"layout.{role}", text)
         for role, text in (("teacher", config.layout.teacher), ("student", config.layout.student))
@@ -118,20 +163,15 @@ def choose_layouts(
             raise ConfigError(f"{role}.expert_parallel={value}: {reason}")
         if layout and (reason := why_not(layout, shapes[role], getattr(config, role))):
             raise ConfigError(f"layout.{role}={layout}: {reason}")
-    if asked["teacher"] and (
-        reason := batch_misfit(sequences, micro_batch, asked["teacher"], chunks)
-    ):
-        raise ConfigError(
-            f"layout.teacher={asked['teacher']}: {reason} (num_prompts_per_step="
-            f"{config.num_prompts_per_step} x num_generations={config.num_generations})"
-        )
+    if asked["teacher"] and (reason := batch_misfit(config, asked["teacher"], config.teacher)):
+        raise ConfigError(f"layout.teacher={asked['teacher']}: {reason}")
 
     def teacher_fits(layout: Layout) -> bool:
         return (
             asked["teacher"] in (None, layout)
             and not why_not(layout, shapes["teacher"], config.teacher)
-            and not batch_misfit(sequences, micro_batch, layout, chunks)
-            and _memory_fits(shapes["teacher"], layout, config)
+            and not batch_misfit(config, layout, config.teacher)
+            and _memory_fits(shapes["teacher"], layout, config, config.teacher)
         ) or layout == asked["teacher"]
 
     def student_fits(layout: Layout) -> bool:
@@ -170,7 +210,9 @@ def _needed(config: TeacherGRPOConfig, asked: dict[str, Layout | None]) -> str:
     return f"; separate roles need {teacher.size} + {student.size} = {teacher.size + student.size}"
 
 
-def _memory_fits(shape: ModelShape, layout: Layout, config: TeacherGRPOConfig) -> bool:
+def _memory_fits(
+    shape: ModelShape, layout: Layout, config: TrainingConfig, model: ModelConfig
+) -> bool:
     """Whether a device holds its share of a model in mixed-precision training: weight 2 bytes,
     gradient 4, reference 2; master weight and Adam 12, sharded by the distributed optimizer over
     the data parallel ranks that hold the same. A third of the device is left to activations and
@@ -180,18 +222,19 @@ def _memory_fits(shape: ModelShape, layout: Layout, config: TeacherGRPOConfig) -
         return True
     bytes_held = 0.0
     experts = shape.expert_parameters
-    spread = config.teacher.expert_parallel
+    spread = model.expert_parallel
+    reference = 2 if getattr(config, "beta", 0) else 0
     for parameters, ranks in ((shape.parameters - experts, 1), (experts, spread)):
         states = 12 / (layout.data // ranks if config.distributed_optimizer else 1)
-        each = 6 + (2 if config.beta else 0) + states
+        each = 6 + reference + states
         bytes_held += parameters / ranks * each
     largest = max(shape.stage_layers(layout.pipeline)) / shape.layers
     return bytes_held * largest / layout.tensor <= memory * 2 / 3
 
 
-def count_engines(config: TeacherGRPOConfig, role: str, layout: Layout, shape: ModelShape) -> int:
+def count_engines(rollout: RolloutConfig, role: str, layout: Layout, shape: ModelShape) -> int:
     """How many engines serve the role; 0 in the settings leaves the choice to us."""
-    tensor = getattr(config.rollout, f"{role}_tensor_parallel")
+    tensor = getattr(rollout, f"{role}_tensor_parallel")
     key = f"rollout.{role}_tensor_parallel={tensor}"
     if tensor < 1 or shape.heads % tensor:
         raise ConfigError(f"{key}: {shape.heads} attention heads do not divide by it")
@@ -201,7 +244,7 @@ def count_engines(config: TeacherGRPOConfig, role: str, layout: Layout, shape: M
         )
     if device.is_cuda() and layout.size % tensor:
         raise ConfigError(f"{key}: the role's {layout.size} devices do not divide by it")
-    asked = getattr(config.rollout, f"{role}_engines")
+    asked = getattr(rollout, f"{role}_engines")
     if asked == 0:
         return layout.size // tensor if device.is_cuda() else 1
     most = layout.size // tensor if device.is_cuda() else layout.size

@@ -124,6 +124,8 @@ def check_training(config: TrainingConfig) -> None:
     _choice("lr_scheduler_type", config.lr_scheduler_type, SCHEDULES)
     for key in ("max_steps", "per_device_train_batch_size"):
         _at_least(key, getattr(config, key), 1)
+    if config.max_tokens_per_micro_batch is not None:
+        _at_least("max_tokens_per_micro_batch", config.max_tokens_per_micro_batch, 1)
     for key in ("warmup_steps", "stable_steps", "weight_decay"):
         _at_least(key, getattr(config, key), 0)
     if config.learning_rate <= 0:

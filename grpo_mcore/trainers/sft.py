@@ -41,6 +41,7 @@ class SFTTrainer:
             args.per_device_train_batch_size,
             self.layout,
             args.model.virtual_pipeline,
+            args.max_tokens_per_micro_batch,
         )
         if reason:
             raise ConfigError(f"layout={self.layout}: {reason}")

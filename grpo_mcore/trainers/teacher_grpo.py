@@ -186,9 +186,7 @@ class TeacherLoop:
         self.training_span = (0.0, 0.0)
 
         self.policy = Policy(self.role, shape, config.teacher, config)
-        reference = (
-            Reference(self.role, shape, config.teacher, config.seed) if config.beta else None
-        )
+        reference = Reference(self.role, shape, config.teacher, config) if config.beta else None
         self.update = GRPOUpdate(self.policy, reference, config)
         self.loop = Loop(config, self.role, self.policy, config.teacher.path, start, SHOWN)
         self.update.entropy.restore(self.loop.restored.get("entropy"))

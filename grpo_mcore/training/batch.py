@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 Batch = dict[str, Tensor]
-"""Tensors with one row a sequence; "tokens" and "mask" [sequences, tokens] are always there."""
+"""Tensors [sequences] or [sequences, tokens]; "tokens" and "mask" [sequences, tokens] are always
+there. "lengths" [sequences]: what is left of each row when the padding at its end is cut off."""
 
 
 def pad_batch(
@@ -21,15 +22,15 @@ def pad_batch(
     Args:
         multiple: the length is rounded up to it (sequence parallelism splits sequences).
     """
-    longest = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
-    length = -(-longest // multiple) * multiple
+    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    length = -(-max(lengths) // multiple) * multiple
     tokens = torch.zeros(len(prompts), length, dtype=torch.long)
     mask = torch.zeros(len(prompts), length)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         end = len(prompt) + len(completion)
         tokens[row, :end] = torch.tensor([*prompt, *completion])
         mask[row, len(prompt) - 1 : end - 1] = 1
-    return {"tokens": tokens, "mask": mask}
+    return {"tokens": tokens, "mask": mask, "lengths": torch.tensor(lengths)}
 
 
 def align(values: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
@@ -37,15 +38,3 @@ def align(values: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
     laid = torch.zeros_like(mask)
     laid[mask.bool()] = torch.tensor([v for row in values for v in row])
     return laid
-
-
-def data_parallel_share(batch: Batch, rank: int, size: int) -> Batch:
-    """The rows of data parallel rank `rank`."""
-    rows = len(batch["tokens"]) // size
-    return {name: tensor[rank * rows : (rank + 1) * rows] for name, tensor in batch.items()}
-
-
-def micro_batches(batch: Batch, size: int) -> list[Batch]:
-    """The batch in parts of `size` rows."""
-    parts = {name: tensor.split(size) for name, tensor in batch.items()}
-    return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]

@@ -15,6 +15,7 @@ from grpo_mcore.models.log_probs import log_probs_and_entropy
 from grpo_mcore.models.transformer_engine import share_scales
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.training.batch import Batch
+from grpo_mcore.training.split import Split
 
 OnOutput = Callable[[Batch, Tensor], tuple[Tensor, object]]
 """(micro-batch, logits [sequences, tokens, vocabulary / TP]) -> (loss, anything to collect)."""
@@ -27,7 +28,7 @@ def run_pipeline(
     on_output: OnOutput,
     forward_only: bool,
 ) -> list:
-    """Forward (and backward) over micro-batches of equal size.
+    """Forward (and backward) over micro-batches.
 
     Args:
         chunks: the parts of the model that this rank's pipeline stage holds, bare or in DDP.
@@ -39,11 +40,14 @@ def run_pipeline(
     if config.fp8:
         share_scales(role.groups)
     sequences, length = parts[0]["tokens"].shape
+    # Stages then tell each other the shape before what they send. Megatron's constructor refuses
+    # this for one kind of experts, which it does not harm.
+    config.variable_seq_lengths = any(part["tokens"].shape != (sequences, length) for part in parts)
 
     def forward_step(iterator, model):
         part = {name: t.to(device.torch_device()) for name, t in next(iterator).items()}
         tokens = part["tokens"]
-        positions = torch.arange(length, device=tokens.device).expand_as(tokens)
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         logits = model(tokens, positions, attention_mask=None)
         return logits, partial(on_output, part)
 
@@ -65,14 +69,16 @@ def run_pipeline(
 
 
 def compute_log_probs(
-    chunks: ModuleList, role: Role, parts: list[Batch], vocab: int, temperature: float
-) -> tuple[Tensor, Tensor] | None:
+    chunks: ModuleList, split: Split, batch: Batch, vocab: int, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the batch's own tokens and entropies at their places, without gradient
     or dropout.
 
     Returns:
-        Two tensors [sequences, tokens] on the last stage, None on the others.
+        Two tensors [sequences, tokens] of the whole batch, on every rank of the last stage; zeros
+        on the others. What stands at padding means nothing.
     """
+    role = split.role
 
     def on_output(part: Batch, logits: Tensor):
         targets = part["tokens"].roll(-1, dims=1)  # the last column is always masked
@@ -80,5 +86,7 @@ def compute_log_probs(
         return both[0].sum() * 0, torch.stack(both).cpu()
 
     chunks.eval()
-    collected = run_pipeline(chunks, role, parts, on_output, forward_only=True)
-    return torch.cat(collected, dim=1).unbind() if collected else None
+    collected = run_pipeline(chunks, role, split.micro_batches(batch), on_output, forward_only=True)
+    if not role.is_last_stage:
+        return torch.zeros(2, *batch["tokens"].shape).unbind()
+    return split.join(batch, collected).unbind()

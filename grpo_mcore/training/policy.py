@@ -14,12 +14,13 @@ from grpo_mcore.models.build import load_model
 from grpo_mcore.models.log_probs import log_probs_and_entropy
 from grpo_mcore.models.lora import adapters_disabled, add_adapters
 from grpo_mcore.models.shape import ModelShape
-from grpo_mcore.models.transformer_engine import gather_fields, length_multiple
+from grpo_mcore.models.transformer_engine import gather_fields
 from grpo_mcore.objectives.metrics import combine, mean_of
 from grpo_mcore.parallel.groups import Role
-from grpo_mcore.training.batch import Batch, data_parallel_share, micro_batches
+from grpo_mcore.training.batch import Batch
 from grpo_mcore.training.optimizer import build_optimizer
 from grpo_mcore.training.pipeline import compute_log_probs, run_pipeline
+from grpo_mcore.training.split import Split
 
 Loss = Callable[[Tensor, Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
 """(log-probabilities [sequences, tokens], entropies [sequences, tokens], micro-batch) -> (share of
@@ -45,8 +46,8 @@ class Policy:
     ):
         """With `lora`, only adapters are trained."""
         self.role, self.shape, self.config = role, shape, config
+        self.split = Split(role, model, config)
         self.version = 0
-        self.length_multiple = length_multiple(model, role.layout)
         self.chunks = load_model(shape, model, role, config.seed)
         if lora:
             add_adapters(self.chunks, shape, role, lora, config.seed)
@@ -70,10 +71,14 @@ class Policy:
         no_sync = [ddp.no_sync for ddp in self.ddp]
         megatron.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
-    def micro_batches(self, batch: Batch) -> list[Batch]:
-        """This data parallel rank's rows of the global batch, in micro-batches."""
-        share = data_parallel_share(batch, self.role.data_rank, self.role.layout.data)
-        return micro_batches(share, self.config.per_device_train_batch_size)
+    @property
+    def length_multiple(self) -> int:
+        """What the length of a batch must divide by."""
+        return self.split.length_multiple
+
+    def log_probs(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (`pipeline.compute_log_probs`) of the whole batch."""
+        return compute_log_probs(self.ddp, self.split, batch, self.shape.vocab, temperature)
 
     def compute_gradients(self, batch: Batch, loss: Loss, temperature: float = 1.0) -> dict:
         """Forward and backward over the global batch; gradients are reduced over all ranks.
@@ -86,7 +91,7 @@ class Policy:
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-        parts = self.micro_batches(batch)
+        parts = self.split.micro_batches(batch)
         # Megatron averages over micro-batches and data parallel ranks; our losses are shares of a
         # sum whose normaliser is already global.
         undo_average = len(parts) * self.role.layout.data
@@ -124,14 +129,13 @@ class Reference:
     """The frozen initial policy, for the KL term."""
 
     @torch.no_grad()  # FP8 parameters then keep nothing for an optimizer
-    def __init__(self, role: Role, shape: ModelShape, model: ModelConfig, seed: int):
-        self.role, self.shape = role, shape
-        self.chunks = load_model(shape, model, role, seed).eval().requires_grad_(False)
+    def __init__(self, role: Role, shape: ModelShape, model: ModelConfig, config: TrainingConfig):
+        self.shape, self.split = shape, Split(role, model, config)
+        self.chunks = load_model(shape, model, role, config.seed).eval().requires_grad_(False)
 
-    def log_probs(self, parts: list[Batch], temperature: float) -> Tensor | None:
-        """[sequences, tokens] of this rank's micro-batches; None off the last stage."""
-        both = compute_log_probs(self.chunks, self.role, parts, self.shape.vocab, temperature)
-        return both and both[0]
+    def log_probs(self, batch: Batch, temperature: float) -> Tensor:
+        """[sequences, tokens] of the whole batch, as `Policy.log_probs`."""
+        return compute_log_probs(self.chunks, self.split, batch, self.shape.vocab, temperature)[0]
 
 
 class BaseReference:
@@ -140,14 +144,10 @@ class BaseReference:
     def __init__(self, policy: Policy):
         self.policy = policy
 
-    def log_probs(self, parts: list[Batch], temperature: float) -> Tensor | None:
-        """[sequences, tokens] of this rank's micro-batches; None off the last stage."""
-        policy = self.policy
-        with adapters_disabled(policy.chunks):
-            both = compute_log_probs(
-                policy.chunks, policy.role, parts, policy.shape.vocab, temperature
-            )
-        return both and both[0]
+    def log_probs(self, batch: Batch, temperature: float) -> Tensor:
+        """[sequences, tokens] of the whole batch, as `Policy.log_probs`."""
+        with adapters_disabled(self.policy.chunks):
+            return self.policy.log_probs(batch, temperature)[0]
 
 
 def release(chunks: ModuleList) -> None:

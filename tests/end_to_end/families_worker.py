@@ -20,6 +20,7 @@ from grpo_mcore.trainers.preflight import check_job
 from grpo_mcore.trainers.teacher_grpo import start_engines
 from grpo_mcore.training.batch import pad_batch
 from grpo_mcore.training.pipeline import compute_log_probs
+from grpo_mcore.training.split import Split
 from grpo_mcore.weights.sync import WeightSync
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +48,8 @@ def main() -> None:
         requests = [Request(prompt, 12, seed) for seed, prompt in enumerate(prompts)]
         completions = pool.generate(requests)
         batch = pad_batch(prompts, [c.tokens for c in completions])
-        found, _ = compute_log_probs(chunks, role, [batch], shape.vocab, 1.0)
+        split = Split(role, config.teacher, config)
+        found, _ = compute_log_probs(chunks, split, batch, shape.vocab, 1.0)
         expected = torch.tensor([x for c in completions for x in c.log_probs])
         difference = (found[batch["mask"].bool()] - expected).abs().max().item()
         if role.rank == 0:

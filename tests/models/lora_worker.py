@@ -23,8 +23,8 @@ from grpo_mcore.models.transformer_engine import read_weight
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import join
-from grpo_mcore.training.pipeline import compute_log_probs
 from grpo_mcore.training.policy import BaseReference, Policy, Reference
+from grpo_mcore.training.split import Split
 from grpo_mcore.weights.adapters import export_adapters
 from grpo_mcore.weights.export import export_model
 from grpo_mcore.weights.gather import stream_tensors
@@ -101,7 +101,9 @@ def compute_with_fused_norms(role: Role, model: ModelConfig, adapter: Path) -> t
         layer.input_layernorm = layer.pre_mlp_layernorm = torch.nn.Identity()
     add_adapters(chunks, shape, role, read_lora_config("peft_config", adapter), seed=0)
     return compute_logits(
-        SimpleNamespace(role=role, chunks=chunks, shape=shape, micro_batches=lambda b: [b]),
+        SimpleNamespace(
+            role=role, chunks=chunks, shape=shape, split=Split(role, model, TrainingConfig())
+        ),
         parity_batch(),
     )
 
@@ -127,11 +129,10 @@ def compute_with_dropout(role: Role, model: ModelConfig) -> dict:
     lora = read_lora_config("peft_config", {"lora_dropout": 0.5, "target_modules": "all-linear"})
     config = TrainingConfig(per_device_train_batch_size=4, learning_rate=1e-2)
     policy = Policy(role, shape, model, config, lora)
-    parts = policy.micro_batches(parity_batch())
     mine = {
         "stage": role.pipeline_rank,
-        "reference": Reference(role, shape, model, seed=0).log_probs(parts, 1.0),
-        "base_reference": BaseReference(policy).log_probs(parts, 1.0),
+        "reference": Reference(role, shape, model, config).log_probs(parity_batch(), 1.0),
+        "base_reference": BaseReference(policy).log_probs(parity_batch(), 1.0),
     }
     likelihoods = []
     for step in range(4):
@@ -145,8 +146,7 @@ def compute_with_dropout(role: Role, model: ModelConfig) -> dict:
         policy.step()
     lora_module.dropout = dropout
     mine["log_probs"], mine["log_probs_again"] = (
-        (compute_log_probs(policy.chunks, role, parts, shape.vocab, 1.0) or [None])[0]
-        for _ in range(2)
+        policy.log_probs(parity_batch())[0] for _ in range(2)
     )
     mine["replicated"] = {
         name: parameter.detach().clone()

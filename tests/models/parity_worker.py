@@ -54,7 +54,7 @@ def compute_logits(policy: Policy, batch: dict) -> torch.Tensor:
     parts = run_pipeline(
         policy.chunks,
         role,
-        policy.micro_batches(batch),
+        policy.split.micro_batches(batch),
         lambda part, logits: (logits.sum() * 0, logits.detach().clone()),
         forward_only=True,
     )
