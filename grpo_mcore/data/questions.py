@@ -1,11 +1,13 @@
 """Loads questions with their final answers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from grpo_mcore.config import ConfigError, DataConfig
-from grpo_mcore.data.order import Order
-from grpo_mcore.data.sources import read_source
+from grpo_mcore.data.sources import open_dataset
 
+GROUND_TRUTHS = ("ground_truths", "ground_truth", "answer")
+"""Columns that can be the answer, the first there is."""
 ANSWER_MARK = "####"
 """In GSM8K's answers the final number follows this mark."""
 
@@ -28,35 +30,42 @@ def final_answer(text: str) -> str:
     return text.rsplit(ANSWER_MARK, 1)[1].strip().replace(",", "")
 
 
-def load_questions(data: DataConfig, key: str, source: str, split: str) -> list[Question]:
-    """Reads `source`, the value of setting `key`.
+def load_questions(
+    data: DataConfig, key: str, rows: Any, source: str | None, split: str
+) -> list[Question]:
+    """Reads `rows`, or if that is None `source`, the value of setting `key`.
+
+    Of `rows` the question may also be in a column `prompt`, and the answer in one of a reward
+    function's ground truths.
 
     Raises:
         ConfigError: when it is not there, is empty, lacks a configured column, or has a row whose
             question is not text.
     """
-    rows = read_source(key, source, split, data.subset)
-    if len(rows) == 0:
-        raise ConfigError(f"{key}={source}: the dataset is empty")
-    for setting in ("question_column", "answer_column"):
+    opened = open_dataset(key, source if rows is None else rows, split, data.subset)
+    if opened.size is None:
+        raise ConfigError(f"{opened.name}: is a stream; teaching wants a dataset of known length")
+    columns = []
+    for setting, others in (("question_column", ("prompt",)), ("answer_column", GROUND_TRUTHS)):
         column = getattr(data, setting)
-        if column not in rows.column_names:
+        names = [column] if rows is None else [column, *others]
+        found = next((name for name in names if name in opened.columns), None)
+        if found is None:
             raise ConfigError(
-                f"data.{setting}={column}: {source} has no such column; "
-                f"it has {', '.join(rows.column_names)}"
+                f"data.{setting}={column}: {source or key} has no such column; "
+                f"it has {', '.join(opened.columns)}"
             )
+        columns.append(found)
+    question_column, answer_column = columns
     questions = []
-    for number, row in enumerate(rows):
-        text, answer = row[data.question_column], row[data.answer_column]
+    for number in range(opened.size):
+        row = opened[number]
+        text, answer = row[question_column], row[answer_column]
+        if isinstance(text, list) and text:
+            text = text[-1].get("content")
         if not isinstance(text, str) or not text.strip():
-            raise ConfigError(f"{key}={source}: row {number} has no text in {data.question_column}")
+            raise ConfigError(f"{opened.name}: row {number} has no text in {question_column}")
         if answer is None or not final_answer(str(answer)):
-            raise ConfigError(f"{key}={source}: row {number} has no answer in {data.answer_column}")
+            raise ConfigError(f"{opened.name}: row {number} has no answer in {answer_column}")
         questions.append(Question(number, text, final_answer(str(answer)), row))
     return questions
-
-
-def questions_of_step(questions: list[Question], step: int, size: int, seed: int) -> list[Question]:
-    """The `size` questions of training step `step` (from 0): epoch after epoch, each in an order
-    of its own, so that the data position is the step number."""
-    return [questions[number] for number in Order(len(questions), size, seed).rows(step)]

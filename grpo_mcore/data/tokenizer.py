@@ -9,9 +9,10 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 class Tokenizer:
     """A model directory's tokenizer, as prompts and completions need it."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, inner: PreTrainedTokenizerBase | None = None):
+        """With `inner`, that one; the directory still says what ends a completion."""
         self.path = path
-        self.inner = _load(path)
+        self.inner = _load(path) if inner is None else inner
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of `text` as a user's turn, or as plain text where the model has no template."""

@@ -10,14 +10,18 @@ from torch import Tensor
 from grpo_mcore.config.objective import LOSS_TYPES, check_choice
 
 
-def equal_weights(mask: Tensor, tokens: float | None = None) -> Tensor:
-    """Every token of `mask` weighs 1 over `tokens`; None: over their number."""
+def equal_weights(mask: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Every token of `mask` weighs 1 over its sequence's `tokens` [sequences]; None: over their
+    number."""
     mask = mask.double()
-    return mask / max(mask.sum() if tokens is None else tokens, 1)
+    return mask / (mask.sum() if tokens is None else tokens.double()[:, None]).clamp(min=1)
 
 
 def token_weights(
-    mask: Tensor, loss_type: str, max_completion_length: int, tokens_per_update: float | None = None
+    mask: Tensor,
+    loss_type: str,
+    max_completion_length: int,
+    tokens_per_update: Tensor | None = None,
 ) -> Tensor:
     """The weight of each token of an update, in float64.
 
@@ -31,8 +35,9 @@ def token_weights(
             "bnpo": 1 over the tokens of this very update;
             "dr_grpo": 1 over sequences * max_completion_length (arXiv:2503.20783);
             "luspo": 1 over the sequences, so longer ones weigh more (arXiv:2602.05261).
-        tokens_per_update: where a batch of samples serves several updates, the mean number of
-            tokens of one of them, so that all its tokens weigh the same; None: those of `mask`.
+        tokens_per_update: [sequences]. Where the samples a sequence came with serve several
+            updates, the mean number of tokens of one of them, so that all their tokens weigh the
+            same; None: the number of `mask`.
 
     Raises:
         ConfigError: for an unknown loss type.

@@ -71,6 +71,23 @@ class Scores:
     metrics: dict[str, list[float]]
     extra: dict[str, list]
 
+    def __add__(self, other: "Scores") -> "Scores":
+        """Those of further samples after these."""
+        metrics = {**self.metrics}
+        for name, values in other.metrics.items():
+            metrics[name] = metrics.get(name, []) + values
+        mine, its = len(self.rewards), len(other.rewards)
+        extra = {
+            name: self.extra.get(name, [None] * mine) + other.extra.get(name, [None] * its)
+            for name in {**self.extra, **other.extra}
+        }
+        return Scores(torch.cat([self.rewards, other.rewards]), metrics, extra)
+
+    def rows(self, numbers: list[int]) -> "Scores":
+        """Those of the samples `numbers`."""
+        extra = {name: [values[i] for i in numbers] for name, values in self.extra.items()}
+        return Scores(self.rewards[numbers], self.metrics, extra)
+
 
 def score(specs: Sequence[RewardSpec], call: RewardCall, timeout: float | None = None) -> Scores:
     """Rewards of every sample by every function. Async functions run all at once, beside the

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from grpo_mcore.data.questions import GROUND_TRUTHS
 from grpo_mcore.errors import ConfigError
 from grpo_mcore.rewards.model import RewardModel
 
@@ -29,8 +30,6 @@ STYLES = {
     "responses": ("responses", "ground_truths"),
 }
 """Style -> its first two parameters."""
-GROUND_TRUTHS = ("ground_truths", "ground_truth", "answer")
-"""Columns that can be the `ground_truths` of style "responses", the first there is."""
 OFFERED = {"completion_ids", "trainer_state", "log_metric", "log_extra"}
 """What every style is offered beside its own two and the columns."""
 WITHHELD = {"prompt", "completion", "completion_ids"}

@@ -39,6 +39,8 @@ class Child:
                     temperature=r.temperature,
                     top_p=r.top_p,
                     top_k=r.top_k,
+                    min_p=r.min_p,
+                    repetition_penalty=r.repetition_penalty,
                     logprobs=0,  # of the sampled token only
                     stop_token_ids=self.stop_token_ids,
                     detokenize=False,

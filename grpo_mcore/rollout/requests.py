@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to sample. temperature 0 is greedy; top_k 0, top_p 1 leave all tokens in."""
+    """One completion to sample. temperature 0 is greedy; top_k 0, top_p 1, min_p 0 leave all tokens
+    in."""
 
     prompt: list[int]
     max_tokens: int
@@ -14,6 +15,8 @@ class Request:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -82,3 +82,34 @@ def generation_cycle(config: GroupConfig) -> GenerationCycle:
     return GenerationCycle(
         config.gradient_accumulation_steps, config.steps_per_generation, config.num_iterations
     )
+
+
+def steps_per_epoch(config: TrainingConfig, data_ranks: int, rows: int | None) -> float | None:
+    """Optimizer steps that an epoch of `rows` rows makes, with a configuration `with_batches`; None
+    where their number is not known."""
+    if rows is None:
+        return None
+    if not isinstance(config, GroupConfig):
+        return rows / config.batch_size
+    cycle = generation_cycle(config)
+    generations = rows / prompts_per_generation(config, data_ranks)
+    return generations * cycle.micro_steps / cycle.gradient_accumulation_steps
+
+
+def with_steps(config: Config, per_epoch: float | None) -> Config:
+    """`config` with `max_steps` and `warmup_steps` as numbers of steps.
+
+    Raises:
+        ConfigError: where only the data's end would tell how many there are.
+    """
+    steps = config.max_steps
+    if steps == -1:
+        if per_epoch is None:
+            raise ConfigError(
+                "max_steps=-1: must be set, as train_dataset is a stream, which has no known length"
+            )
+        steps = max(1, math.ceil(config.num_train_epochs * per_epoch))
+    warmup = config.warmup_steps
+    return replace(
+        config, max_steps=steps, warmup_steps=round(warmup * steps) if warmup < 1 else warmup
+    )

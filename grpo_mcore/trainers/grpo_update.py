@@ -1,10 +1,12 @@
-"""One update of a policy on scored samples: GRPO's batch, what its options want to know of it, the
+"""Updates of a policy on scored samples: GRPO's batch, what its options want to know of it, the
 loss, the optimizer step."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from grpo_mcore.config import TeacherGRPOConfig
+from grpo_mcore.config import GroupConfig
+from grpo_mcore.data.order import GenerationCycle
 from grpo_mcore.objectives.advantages import compute_advantages
 from grpo_mcore.objectives.agreement import agreement
 from grpo_mcore.objectives.correction import correction_metrics, rollout_correction
@@ -13,9 +15,12 @@ from grpo_mcore.objectives.grpo import grpo_loss
 from grpo_mcore.objectives.kl import kl_penalty
 from grpo_mcore.objectives.metrics import mean_of
 from grpo_mcore.objectives.weights import equal_weights, mask_truncated, token_weights
-from grpo_mcore.rollout.requests import Completion
+from grpo_mcore.rollout.samples import Sample
 from grpo_mcore.training.batch import Batch, align, pad_batch
-from grpo_mcore.training.policy import Policy, Reference
+from grpo_mcore.training.policy import BaseReference, Policy, Reference
+
+OF_LAST_STAGE = ("reference", "old")
+"""Entries of a batch that only the last pipeline stage has; zeros on others."""
 
 
 class GRPOUpdate:
@@ -26,47 +31,55 @@ class GRPOUpdate:
         entropy: the entropy bonus's coefficient, which may adapt.
     """
 
-    def __init__(self, policy: Policy, reference: Reference | None, config: TeacherGRPOConfig):
+    def __init__(
+        self,
+        policy: Policy,
+        reference: Reference | BaseReference | None,
+        config: GroupConfig,
+        cycle: GenerationCycle,
+    ):
         self.policy, self.reference, self.config = policy, reference, config
+        accumulation = cycle.gradient_accumulation_steps
+        self.updates_per_generation = cycle.steps_per_generation / accumulation
+        # Whether the policy stands still while a generation is used.
+        self.is_on_policy = accumulation % cycle.micro_steps == 0
         self.entropy = EntropyController(config)
 
-    def make_batch(self, prompts: list[list[int]], completions: list[Completion]) -> Batch:
-        """The samples of an update as tensors."""
-        batch = pad_batch(prompts, [c.tokens for c in completions], self.policy.length_multiple)
+    def make_batch(self, samples: list[Sample]) -> Batch:
+        """The samples of a generation as tensors."""
+        batch = pad_batch(
+            [s.prompt for s in samples], [s.tokens for s in samples], self.policy.length_multiple
+        )
         sampled = batch["mask"]
-        batch["rollout"] = align([c.log_probs for c in completions], sampled)
+        batch["rollout"] = align([s.log_probs for s in samples], sampled)
+        if any(s.mask is not None for s in samples):
+            batch["mask"] = align([s.mask or [1] * len(s.tokens) for s in samples], sampled)
         if self.config.mask_truncated_completions:
-            finished = torch.tensor([c.finished for c in completions])
-            batch["mask"] = mask_truncated(sampled, finished)
+            finished = torch.tensor([s.finished for s in samples])
+            batch["mask"] = mask_truncated(batch["mask"], finished)
+        tokens = batch["mask"].double().sum() / self.updates_per_generation
+        batch["tokens_per_update"] = tokens.expand(len(samples)).clone()
         return batch
 
-    def add_reference(self, batch: Batch) -> None:
-        """Adds the reference's log-probabilities; on the last stage, which alone uses them."""
+    def add_log_probs(self, batch: Batch) -> None:
+        """Adds those of the reference, and those of the policy before the generation's updates
+        where they are not those of the update itself."""
+        config = self.config
         if self.reference:
-            batch["reference"] = self.reference.log_probs(batch, self.config.temperature)
+            batch["reference"] = self.reference.log_probs(batch, config.temperature)
+        if config.use_kl_in_reward or not self.is_on_policy:
+            batch["old"], _ = self.policy.log_probs(batch, config.temperature)
 
-    def __call__(self, batch: Batch, rewards_per_func: Tensor) -> dict[str, float]:
-        """One optimizer step.
-
-        Args:
-            batch: from `make_batch`, with the reference's log-probabilities if there is one.
-            rewards_per_func: [samples, functions], NaN where there is none.
-
-        Returns:
-            The update's metrics, on every rank.
+    def add_advantages(self, batch: Batch, rewards_per_func: Tensor) -> None:
         """
-        config, mask = self.config, batch["mask"]
-        penalties = None
-        if config.use_kl_in_reward or config.top_entropy_quantile < 1:
-            log_probs, entropies = self.policy.log_probs(batch, config.temperature)
-            if config.use_kl_in_reward:
-                penalties = kl_penalty(
-                    log_probs, batch["reference"], mask, config.beta, config.kl_estimator
-                )
-            if config.top_entropy_quantile < 1:
-                batch["entropy_mask"] = high_entropy_mask(
-                    entropies, mask, config.top_entropy_quantile
-                )
+        Args:
+            rewards_per_func: [samples, functions], NaN where there is none.
+        """
+        config, penalties = self.config, None
+        if config.use_kl_in_reward:
+            penalties = kl_penalty(
+                batch["old"], batch["reference"], batch["mask"], config.beta, config.kl_estimator
+            )
         batch["advantages"] = compute_advantages(
             rewards_per_func,
             config.num_generations,
@@ -76,20 +89,39 @@ class GRPOUpdate:
             config.advantage_estimator,
             penalties,
         )
-        batch["weights"] = token_weights(mask, config.loss_type, config.max_completion_length)
-        batch["entropy_weights"] = equal_weights(batch.get("entropy_mask", mask))
-        metrics = self.policy.compute_gradients(batch, self._loss, config.temperature)
+
+    def __call__(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step on a whole generation, or on rows of it (or of several).
+
+        Returns:
+            The update's metrics, on every rank.
+        """
+        self.weigh(batch)
+        config = self.config
+        metrics = self.policy.compute_gradients(batch, self.loss, config.temperature)
         if config.entropy_coef or config.use_adaptive_entropy:
             metrics["entropy_coef"] = self.entropy.applied
             self.entropy.update(metrics.get("entropy/bonus", metrics["entropy"]))
-        return metrics | self.policy.step() | {"num_tokens": mask.sum().item()}
+        return metrics | self.policy.step() | {"num_tokens": batch["mask"].sum().item()}
 
-    def _loss(
+    def weigh(self, batch: Batch) -> None:
+        """Adds what each token weighs in the update."""
+        config, mask = self.config, batch["mask"]
+        if config.top_entropy_quantile < 1:
+            _, entropies = self.policy.log_probs(batch, config.temperature)
+            batch["entropy_mask"] = high_entropy_mask(entropies, mask, config.top_entropy_quantile)
+        batch["weights"] = token_weights(
+            mask, config.loss_type, config.max_completion_length, batch["tokens_per_update"]
+        )
+        batch["entropy_weights"] = equal_weights(batch.get("entropy_mask", mask))
+
+    def loss(
         self, log_probs: Tensor, entropy: Tensor, part: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A micro-batch's share of the update's loss, and its metrics (`training.policy.Loss`)."""
         config, mask, sampling = self.config, part["mask"], part["rollout"]
-        # There is one update a batch, so the policy that is asked now is the one before it.
-        before = log_probs.detach()
+        old = part.get("old")
+        before = log_probs.detach() if old is None else old
         ratio, more = None, {}
         if config.vllm_importance_sampling_correction:
             ratio = rollout_correction(
@@ -107,6 +139,7 @@ class GRPOUpdate:
             part["advantages"],
             part["weights"],
             config,
+            old_log_probs=None if self.is_on_policy else old,
             ref_log_probs=part.get("reference"),
             sampling_log_probs=sampling,
             importance_sampling_ratio=ratio,
@@ -116,3 +149,12 @@ class GRPOUpdate:
             loss = loss - entropy_bonus(entropy, part["entropy_weights"], self.entropy.applied)
             metrics["entropy/bonus"] = mean_of(entropy, part.get("entropy_mask", mask))
         return loss, metrics | {f"sampling/{name}": value for name, value in more.items()}
+
+    def everywhere(self, batch: Batch) -> Batch:
+        """The batch with what only the last pipeline stage has on every rank."""
+        whole = dict(batch)
+        for name in OF_LAST_STAGE:
+            if name in batch:
+                whole[name] = batch[name].clone()
+                dist.all_reduce(whole[name], group=self.policy.role.groups.pp)
+        return whole

@@ -6,9 +6,17 @@ Every rank checks the same and comes to the same result, so no rank waits for on
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from typing import Any, TypeVar
 
-from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig, TrainingConfig
-from grpo_mcore.config.objective import check_objective
+from grpo_mcore.config import (
+    ConfigError,
+    GroupConfig,
+    ModelConfig,
+    RolloutConfig,
+    TeacherGRPOConfig,
+    TrainingConfig,
+)
+from grpo_mcore.config.objective import check_choice, check_objective
 from grpo_mcore.data.questions import Question, load_questions
 from grpo_mcore.data.text import fields_of
 from grpo_mcore.data.tokenizer import Tokenizer
@@ -17,6 +25,7 @@ from grpo_mcore.models.expected import check_tensors
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.hf_files import HFReader
 from grpo_mcore.models.layers import DTYPES, RECOMPUTE
+from grpo_mcore.models.lora import check_lora
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.transformer_engine import (
     LAYERS,
@@ -27,10 +36,14 @@ from grpo_mcore.models.transformer_engine import (
 )
 from grpo_mcore.objectives.correction import refuse_truncated_sampling
 from grpo_mcore.parallel.grid import Layout
-from grpo_mcore.trainers.layouts import choose_layouts, count_engines
+from grpo_mcore.trainers.batches import steps_per_epoch, with_batches, with_steps
+from grpo_mcore.trainers.layouts import choose_layout, choose_layouts, count_engines
 from grpo_mcore.trainers.lengths import Lengths, fit_lengths
-from grpo_mcore.training.optimizer import SCHEDULES, check_optimizer
+from grpo_mcore.trainers.loop import trained_model
+from grpo_mcore.training.optimizer import check_optimizer
+from grpo_mcore.training.optimizer_names import check_optim, decay_style
 
+Config = TypeVar("Config", bound=TrainingConfig)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -47,6 +60,20 @@ class Job:
     dropped: int
     lengths: Lengths
     engines: dict[str, int]
+    steps_per_epoch: float
+
+    @property
+    def shape(self) -> ModelShape:
+        """Of the model that is trained."""
+        return self.shapes["teacher"]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.tokenizers["teacher"]
+
+    @property
+    def train_size(self) -> int:
+        return len(self.train)
 
     def describe(self) -> str:
         roles = ", ".join(
@@ -54,11 +81,27 @@ class Job:
             f"engine{'s' if self.engines[name] > 1 else ''}"
             for name, layout in self.layouts.items()
         )
-        return f"layout: {self.placement}: {roles}"
+        line = f"layout: {self.placement}: {roles}"
+        return (
+            f"{line}\ndata: {self.dropped} questions dropped as too long" if self.dropped else line
+        )
 
 
-def check_job(config: TeacherGRPOConfig, world_size: int) -> Job:
+def check_job(
+    config: TeacherGRPOConfig,
+    world_size: int,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    tokenizer: Any = None,
+) -> tuple[TeacherGRPOConfig, Job]:
     """Checks `config` for a job of `world_size` processes.
+
+    Args:
+        train_dataset, eval_dataset: in place of those in `config.data`.
+        tokenizer: transformers' one of the teacher; None: the one saved with it.
+
+    Returns:
+        The configuration with numbers for all that it left open, and the job.
 
     Raises:
         ConfigError: for the first setting found that cannot work.
@@ -70,26 +113,78 @@ def check_job(config: TeacherGRPOConfig, world_size: int) -> Job:
     }
     check_fp8_sizes("teacher", config.teacher, shapes["teacher"])
     placement, layouts = choose_layouts(config, shapes, world_size)
-    engines = {role: count_engines(config, role, layouts[role], shapes[role]) for role in layouts}
-    train = load_questions(config.data, "data.train", config.data.train, config.data.train_split)
+    check_adapters(config, config.teacher, shapes["teacher"])
+    config = with_batches(config, layouts["teacher"].data)
+    rollout = config.rollout
+    engines = {role: count_engines(rollout, role, layouts[role], shapes[role]) for role in layouts}
+    data = config.data
+    train = load_questions(data, "data.train", train_dataset, data.train, data.train_split)
     held_out = []
-    if config.data.eval:
-        held_out = load_questions(
-            config.data, "data.eval", config.data.eval, config.data.eval_split
+    if data.eval or eval_dataset is not None:
+        held_out = load_questions(data, "data.eval", eval_dataset, data.eval, data.eval_split)
+        held_out = held_out[: data.eval_size or None]
+    elif (config.metric_for_best_model or "").startswith("eval_"):
+        raise ConfigError(
+            f"metric_for_best_model={config.metric_for_best_model}: needs data.eval, there is none"
         )
-        held_out = held_out[: config.data.eval_size or None]
     for role in shapes:
         check_weights(f"{role}.path", getattr(config, role).path, shapes[role])
-    tokenizers = {role: _load_tokenizer(role, getattr(config, role).path) for role in shapes}
+    tokenizers = {
+        role: load_tokenizer(
+            f"{role}.path", getattr(config, role).path, tokenizer if role == "teacher" else None
+        )
+        for role in shapes
+    }
     train, dropped, train_lengths = fit_lengths(config, "data.train", train, shapes, tokenizers)
     held_out, more, eval_lengths = fit_lengths(config, "data.eval", held_out, shapes, tokenizers)
-    for source, kept in ((config.data.train, train), (config.data.eval, held_out)):
-        if source and not kept:
-            raise ConfigError(f"data.overlong=drop: every question of {source} is too long")
-    return Job(
+    for key, given, kept in (("train", True, train), ("eval", more, held_out)):
+        if given and not kept:
+            raise ConfigError(
+                f"data.overlong=drop: every question of data.{key}={getattr(data, key)} is too long"
+            )
+    per_epoch = steps_per_epoch(config, layouts["teacher"].data, len(train))
+    job = Job(
         placement, layouts, shapes, tokenizers, train, held_out, dropped + more,
         Lengths(*(max(pair) for pair in zip(train_lengths, eval_lengths, strict=True))), engines,
+        per_epoch,
     )  # fmt: skip
+    return with_steps(config, per_epoch), job
+
+
+def open_model(
+    config: Config, world_size: int, tokenizer: Any
+) -> tuple[Config, Layout, ModelShape, Tokenizer]:
+    """Layout, shape and tokenizer of the one model of `config`, all checked.
+
+    Args:
+        tokenizer: transformers' one in place of the model's own, or None.
+
+    Returns:
+        First the configuration with numbers for the batch sizes it left open.
+
+    Raises:
+        ConfigError: for the first setting found that cannot work.
+    """
+    check_training(config)
+    check_model("model", config.model)
+    check_optimizer(config, "model", config.model, read_facts())
+    shape = read_shape("model.path", config.model.path)
+    check_fp8_sizes("model", config.model, shape)
+    check_adapters(config, config.model, shape)
+    layout = choose_layout(config, shape, world_size)
+    check_weights("model.path", config.model.path, shape)
+    own = load_tokenizer("model.path", config.model.path, tokenizer)
+    return with_batches(config, layout.data), layout, shape, own
+
+
+def check_adapters(config: TrainingConfig, model: ModelConfig, shape: ModelShape) -> None:
+    """Checks the adapters that `config` asks for, if any, against the model they adapt."""
+    if config.peft_config is None:
+        return
+    check_lora("peft_config", config.peft_config, shape)
+    for key in ("fp8", "fp8_param"):
+        if getattr(model, key):
+            raise ConfigError(f"peft_config: adapters cannot be trained beside {key}")
 
 
 def check_settings(config: TeacherGRPOConfig) -> None:
@@ -108,26 +203,45 @@ def check_settings(config: TeacherGRPOConfig) -> None:
         raise ConfigError(f"student.fp8={config.student.fp8}: the student is not trained")
 
 
-def _load_tokenizer(role: str, path: str) -> Tokenizer:
+def load_tokenizer(key: str, path: str, tokenizer: Any = None) -> Tokenizer:
+    """`tokenizer`, or if that is None the one in directory `path`, the value of setting `key`."""
+    if tokenizer is not None:
+        return Tokenizer(path, tokenizer)
     # From config.json alone transformers makes a tokenizer without a vocabulary.
     if not any((Path(path) / name).exists() for name in TOKENIZER_FILES):
-        raise ConfigError(f"{role}.path={path}: no tokenizer there ({', '.join(TOKENIZER_FILES)})")
+        raise ConfigError(f"{key}={path}: no tokenizer there ({', '.join(TOKENIZER_FILES)})")
     try:
         return Tokenizer(path)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{role}.path={path}: no tokenizer that loads: {reason}") from error
+        raise ConfigError(f"{key}={path}: no tokenizer that loads: {reason}") from error
 
 
 def check_training(config: TrainingConfig) -> None:
     """Checks the settings every trainer has."""
-    _choice("lr_scheduler_type", config.lr_scheduler_type, SCHEDULES)
-    for key in ("max_steps", "per_device_train_batch_size"):
-        _at_least(key, getattr(config, key), 1)
-    if config.max_tokens_per_micro_batch is not None:
-        _at_least("max_tokens_per_micro_batch", config.max_tokens_per_micro_batch, 1)
-    for key in ("warmup_steps", "stable_steps", "weight_decay"):
+    style = decay_style(config.lr_scheduler_type)
+    check_optim(config.optim)
+    for key in ("logging_strategy", "eval_strategy"):
+        check_choice(key, getattr(config, key), ("steps", "epoch", "no"))
+    check_choice("save_strategy", config.save_strategy, ("steps", "epoch", "best", "no"))
+    _at_least("per_device_train_batch_size", config.per_device_train_batch_size, 1)
+    if config.max_steps != -1:
+        _at_least("max_steps", config.max_steps, 1)
+    elif config.num_train_epochs <= 0:
+        raise ConfigError(f"num_train_epochs={config.num_train_epochs}: must be above 0")
+    for key in (
+        "max_tokens_per_micro_batch", "gradient_accumulation_steps", "save_total_limit",
+        "batch_size", "num_prompts_per_step", "steps_per_generation", "generation_batch_size",
+    ):  # fmt: skip
+        if getattr(config, key, None) is not None:
+            _at_least(key, getattr(config, key), 1)
+    for key in ("warmup_steps", "stable_steps", "weight_decay", "eval_steps", "save_steps"):
         _at_least(key, getattr(config, key), 0)
+    _at_least("logging_steps", config.logging_steps, 1)
+    if config.save_strategy == "best" and config.metric_for_best_model is None:
+        raise ConfigError("save_strategy=best: needs metric_for_best_model")
+    if config.push_to_hub and not config.hub_model_id:
+        raise ConfigError("push_to_hub=True: needs hub_model_id")
     if config.learning_rate <= 0:
         raise ConfigError(f"learning_rate={config.learning_rate}: must be above 0")
     if not 0 <= config.min_learning_rate <= config.learning_rate:
@@ -135,7 +249,7 @@ def check_training(config: TrainingConfig) -> None:
             f"min_learning_rate={config.min_learning_rate}: must be between 0 and "
             f"learning_rate={config.learning_rate}"
         )
-    if config.lr_scheduler_type == "constant":
+    if style == "constant":
         for key in ("stable_steps", "min_learning_rate"):
             if getattr(config, key):
                 raise ConfigError(
@@ -146,11 +260,11 @@ def check_training(config: TrainingConfig) -> None:
 
 def check_model(key: str, model: ModelConfig) -> None:
     """Checks one model's settings, but for its path."""
-    _choice(f"{key}.dtype", model.dtype, DTYPES)
-    _choice(f"{key}.layers", model.layers, LAYERS)
+    check_choice(f"{key}.dtype", model.dtype, DTYPES)
+    check_choice(f"{key}.layers", model.layers, LAYERS)
     if model.fp8 is not None:
-        _choice(f"{key}.fp8", model.fp8, RECIPES)
-    _choice(f"{key}.recompute", model.recompute, RECOMPUTE)
+        check_choice(f"{key}.fp8", model.fp8, RECIPES)
+    check_choice(f"{key}.recompute", model.recompute, RECOMPUTE)
     for name in ("bf16_layers_at_start", "bf16_layers_at_end"):
         _at_least(f"{key}.{name}", getattr(model, name), 0)
     for name in ("expert_parallel", "virtual_pipeline"):
@@ -167,39 +281,74 @@ def check_weights(key: str, path: str, shape: ModelShape) -> None:
         raise ConfigError(f"{key}={error}") from error
 
 
-def _check_numbers(config: TeacherGRPOConfig) -> None:
+def check_group(config: GroupConfig) -> None:
+    """Checks the settings of trainers that compare samples of a group."""
     check_objective(config)
-    refuse_truncated_sampling(config, config.top_p, config.top_k, None)
-    _choice("data.overlong", config.data.overlong, ("error", "drop"))
-    _choice("layout.placement", config.layout.placement, ("auto", "separate", "colocated"))
+    refuse_truncated_sampling(config, config.top_p, config.top_k, config.min_p)
     _at_least("num_generations", config.num_generations, 2)
     for key in (
-        "num_prompts_per_step", "baseline_samples", "max_completion_length", "max_probe_tokens",
-        "max_answer_tokens", "rollout.bucket_megabytes", "rollout.max_num_seqs",
+        "max_completion_length", "num_iterations", "dynamic_sampling_max_gen_batches",
+        "ref_model_sync_steps",
     ):  # fmt: skip
-        _at_least(key, attrgetter(key)(config), 1)
-    for key in (
-        "student_temperature", "top_k", "eval_steps", "save_steps",
-        "log_completions", "data.eval_size",
-    ):  # fmt: skip
-        _at_least(key, attrgetter(key)(config), 0)
+        _at_least(key, getattr(config, key), 1)
+    for key in ("top_k", "log_completions"):
+        _at_least(key, getattr(config, key), 0)
     if not 0 < config.top_p <= 1:
         raise ConfigError(f"top_p={config.top_p}: must be above 0 and at most 1")
-    if config.save_total_limit is not None:
-        _at_least("save_total_limit", config.save_total_limit, 1)
-    if (config.metric_for_best_model or "").startswith("eval_") and config.data.eval is None:
+    if config.min_p is not None and not 0 <= config.min_p <= 1:
+        raise ConfigError(f"min_p={config.min_p}: must be between 0 and 1")
+    if config.repetition_penalty <= 0:
+        raise ConfigError(f"repetition_penalty={config.repetition_penalty}: must be above 0")
+    if config.repetition_penalty != 1 and config.vllm_importance_sampling_correction:
         raise ConfigError(
-            f"metric_for_best_model={config.metric_for_best_model}: needs data.eval, there is none"
+            f"repetition_penalty={config.repetition_penalty}: the engine's log-probabilities have "
+            "it, the trainer's do not; set it 1, or vllm_importance_sampling_correction=False"
         )
-    for key in ("deadline_seconds", "kv_cache_gib", "gpu_memory_utilization"):
-        if getattr(config.rollout, key) <= 0:
-            raise ConfigError(f"rollout.{key}={getattr(config.rollout, key)}: must be above 0")
-    if config.reward_timeout is not None and config.reward_timeout <= 0:
-        raise ConfigError(f"reward_timeout={config.reward_timeout}: must be above 0")
     if config.temperature <= 0:
         raise ConfigError(
             f"temperature={config.temperature}: must be above 0, as GRPO compares samples"
         )
+    if config.reward_timeout is not None and config.reward_timeout <= 0:
+        raise ConfigError(f"reward_timeout={config.reward_timeout}: must be above 0")
+    if config.sync_ref_model:
+        _check_moving_reference(config)
+    _check_rollout(config.rollout)
+
+
+def _check_moving_reference(config: GroupConfig) -> None:
+    if not config.beta:
+        raise ConfigError("sync_ref_model=True: needs beta above 0, there is no reference model")
+    if config.peft_config:
+        raise ConfigError(
+            "sync_ref_model=True: with peft_config the reference is the model without adapters, "
+            "which does not move"
+        )
+    if not 0 <= config.ref_model_mixup_alpha <= 1:
+        raise ConfigError(
+            f"ref_model_mixup_alpha={config.ref_model_mixup_alpha}: must be between 0 and 1"
+        )
+    if trained_model(config).fp8_param:
+        raise ConfigError("sync_ref_model=True: cannot mix parameters held in FP8")
+
+
+def _check_rollout(rollout: RolloutConfig) -> None:
+    for key in ("bucket_megabytes", "max_num_seqs"):
+        _at_least(f"rollout.{key}", getattr(rollout, key), 1)
+    for key in ("deadline_seconds", "kv_cache_gib", "gpu_memory_utilization"):
+        if getattr(rollout, key) <= 0:
+            raise ConfigError(f"rollout.{key}={getattr(rollout, key)}: must be above 0")
+
+
+def _check_numbers(config: TeacherGRPOConfig) -> None:
+    check_group(config)
+    check_choice("data.overlong", config.data.overlong, ("error", "drop"))
+    check_choice("layout.placement", config.layout.placement, ("auto", "separate", "colocated"))
+    for key in ("baseline_samples", "max_probe_tokens"):
+        _at_least(key, getattr(config, key), 1)
+    if config.max_answer_tokens is not None:
+        _at_least("max_answer_tokens", config.max_answer_tokens, 1)
+    for key in ("student_temperature", "data.eval_size"):
+        _at_least(key, attrgetter(key)(config), 0)
     if config.baseline_samples > 1 and config.student_temperature == 0:
         raise ConfigError(
             f"baseline_samples={config.baseline_samples}: greedy answers are all the same; "
@@ -218,12 +367,6 @@ def _check_templates(config: TeacherGRPOConfig) -> None:
         missing = fields - fields_of(getattr(config.templates, name))
         if missing:
             raise ConfigError(f"templates.{name}: lacks {{{sorted(missing)[0]}}}")
-
-
-def _choice(key: str, value, known) -> None:
-    if value not in known:
-        choices = ", ".join(str(choice) for choice in known)
-        raise ConfigError(f"{key}={value}: choose one of {choices}")
 
 
 def _at_least(key: str, value, least) -> None:

@@ -5,41 +5,41 @@ guidance; the student answers again; the reward is the improvement. The loss is 
 adaptive prompt the guidance was sampled from, not on the bare question.
 """
 
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, fields, replace
+from typing import Any
 
-import torch
+from torch import Tensor
 
-from grpo_mcore import device
-from grpo_mcore.config import TeacherGRPOConfig
-from grpo_mcore.data.questions import Question, questions_of_step
+from grpo_mcore.config import (
+    ConfigError,
+    GroupConfig,
+    GRPOConfig,
+    LayoutConfig,
+    ModelConfig,
+    TeacherGRPOConfig,
+)
+from grpo_mcore.data.questions import Question
 from grpo_mcore.data.text import extract_solution
 from grpo_mcore.models.build import load_model
-from grpo_mcore.objectives.advantages import groups_without_spread, sum_rewards
+from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
-from grpo_mcore.parallel.world import World, join, world_size
-from grpo_mcore.report.phases import Phases
-from grpo_mcore.rewards import (
-    AdaptiveTeachingReward,
-    RewardCall,
-    RewardSource,
-    Scores,
-    as_reward_specs,
-    reward_metrics,
-    score,
-)
+from grpo_mcore.parallel.world import World, world_size
+from grpo_mcore.rewards import AdaptiveTeachingReward, Scores
 from grpo_mcore.rollout.pool import RolloutPool
-from grpo_mcore.teaching.classroom import Classroom, Guidance, PendingAttempts
+from grpo_mcore.rollout.samples import Rollouts, Sample
+from grpo_mcore.teaching.classroom import Classroom, PendingAttempts
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
 from grpo_mcore.teaching.student import LocalStudent, RemoteStudent, Student, serve
-from grpo_mcore.trainers.base import ANEW, Loop, Start, choose_start
-from grpo_mcore.trainers.grpo_update import GRPOUpdate
-from grpo_mcore.trainers.preflight import Job, check_job
-from grpo_mcore.training.policy import Policy, Reference, release
-from grpo_mcore.weights.export import export_model
+from grpo_mcore.trainers.arguments import with_model
+from grpo_mcore.trainers.base import Attendance, Session
+from grpo_mcore.trainers.engines import start_engines
+from grpo_mcore.trainers.grpo import GRPOTrainer
+from grpo_mcore.trainers.grpo_session import GRPOSession
+from grpo_mcore.trainers.loop import Start
+from grpo_mcore.trainers.preflight import Job, check_job, check_settings
+from grpo_mcore.training.policy import release
 from grpo_mcore.weights.sync import WeightSync
 
 SHOWN = {
@@ -72,83 +72,159 @@ FROZEN = 0
 """The version of the student's weights, for ever."""
 
 
-class TeacherGRPOTrainer:
-    """Trains `args.teacher` to teach `args.student`. The same script runs on every rank; what a
-    rank does follows from the layout."""
+class TeacherGRPOTrainer(GRPOTrainer):
+    """Trains a teacher to teach a frozen student. The same script runs on every rank; what a rank
+    does follows from the layout.
+
+    Attributes:
+        job: what was found of models and data; set once these are known.
+    """
 
     def __init__(
         self,
-        args: TeacherGRPOConfig,
-        reward_funcs: RewardSource | list[RewardSource] | None = None,
-        reward_processing_classes=None,
+        *arguments,
+        student_model: Any = None,
+        student_model_init_kwargs: dict | None = None,
+        disable_student_offloading: bool | None = None,
+        **others,
     ):
         """Checks everything that can be checked before models load.
 
         Args:
-            reward_funcs: what scores the guidance: functions of any style of `rewards.specs`,
-                sequence-classification models or their paths, one or several, weighed by
-                `args.reward_weights`. Functions may ask for the dataset's columns and for
-                `questions`, `ground_truths`, the student's extracted `baseline_solutions` (a list
-                each) and `solutions` and its whole `baseline_answers` and `answers`,
-                `student_approaches`, `teachings`, `teaching_tokens`. Default:
-                AdaptiveTeachingReward.
-            reward_processing_classes: the models' tokenizers, as in TRL.
+            arguments, others: those of GRPOTrainer, with the teacher as `model`. `args` (which may
+                also come first) is a TeacherGRPOConfig, whose `teacher`, `student` and `data` say
+                what is not given here, or a GRPOConfig. Rewards may ask for the dataset's columns
+                and for `questions`, `ground_truths`, the student's extracted `baseline_solutions`
+                (a list each) and `solutions`, its whole `baseline_answers` and `answers`,
+                `student_approaches`, `teachings`, `teaching_tokens`; default:
+                AdaptiveTeachingReward. Datasets have a column `question` or `prompt`, and one of
+                the right answer: `answer`, `ground_truth` or `ground_truths`.
+            student_model: a path, a hub id or a transformers model.
+            student_model_init_kwargs: settings of the student's ModelConfig, such as `dtype`.
+            disable_student_offloading: in place of `args.disable_student_offloading`.
 
         Raises:
             ConfigError: for a setting that cannot work.
         """
-        self.config = args
-        self.job: Job = check_job(args, world_size())
-        self.rewards = as_reward_specs(
-            reward_funcs
-            or AdaptiveTeachingReward(args.degradation_penalty_multiplier, args.efficiency_weight),
-            args.reward_weights,
-            reward_processing_classes,
-            columns={*self.job.train[0].columns, *LESSON_COLUMNS},
+        if arguments and isinstance(arguments[0], GroupConfig):
+            others["args"], arguments = arguments[0], (None, *arguments[1:])
+        self.student_model = student_model
+        self.student_settings = student_model_init_kwargs or {}
+        self.disable_student_offloading = disable_student_offloading
+        super().__init__(*arguments, **others)
+
+    @classmethod
+    def from_pretrained(cls, model_name_or_path: str, **settings) -> "TeacherGRPOTrainer":
+        """As GRPOTrainer's, with `student_model` among the settings."""
+        ours = {"student_model", "student_model_init_kwargs"}
+        kept = {name: settings.pop(name) for name in ours & settings.keys()}
+        args = cls._args_of(model_name_or_path, settings)
+        return cls(args.pop("model"), args=GRPOConfig(**args), **kept)
+
+    def _refuse_unused(self, args: GroupConfig) -> None:
+        for name in ("environment", "tools", "rollout_func"):
+            if getattr(self, name, None):
+                raise ConfigError(f"{name}: a teacher answers in one turn; use GRPOTrainer")
+
+    def _with_models(self, args: GroupConfig, model: Any, tokenizer: Any) -> TeacherGRPOConfig:
+        if not isinstance(args, TeacherGRPOConfig):
+            args = teacher_config(args)
+        if self.disable_student_offloading is not None:
+            args = replace(args, disable_student_offloading=self.disable_student_offloading)
+        args = with_model(args, model, tokenizer, "teacher")
+        known = {field.name for field in fields(ModelConfig)} - {"path"}
+        for name, value in self.student_settings.items():
+            if name not in known:
+                raise ConfigError(
+                    f"student_model_init_kwargs.{name}={value}: choose from "
+                    f"{', '.join(sorted(known))}"
+                )
+        args = replace(args, student=replace(args.student, **self.student_settings))
+        return with_model(args, self.student_model, None, "student")
+
+    def _is_complete(self) -> bool:
+        return self.train_dataset is not None or self.args.data.train != UNSET
+
+    def _prepare(self) -> None:
+        self._refuse_unused(self.args)
+        if not self._is_complete():
+            raise ConfigError("train_dataset=None: give a dataset, here, as data.train or to fit()")
+        check_settings(self.args)
+        self.args, self.job = check_job(
+            self.args, world_size(), self.train_dataset, self.eval_dataset, self.processing_class
         )
+        if not self.reward_sources:
+            args = self.args
+            self.reward_sources = [
+                AdaptiveTeachingReward(args.degradation_penalty_multiplier, args.efficiency_weight)
+            ]
+        self.rewards = self._specs({*self.job.train[0].columns, *LESSON_COLUMNS})
 
-    def train(self) -> dict[str, float]:
-        """Runs the job to its end and writes the teacher to output_dir/final.
+    def _world(self) -> tuple[dict[str, Layout], str, float]:
+        return self.job.layouts, self.job.placement, self.args.rollout.deadline_seconds
 
-        Returns:
-            The last metrics; {} on ranks that only carry the student.
-        """
-        job, config = self.job, self.config
-        deadline = config.rollout.deadline_seconds
-        with join(job.layouts, job.placement, deadline) as world, ExitStack() as cleanup:
-            if "teacher" in world.roles:
-                start = choose_start(config, world.roles["teacher"])
-            student = None
-            if "student" in world.roles:
-                pool = start_engines(world.roles["student"], config, job)
-                cleanup.callback(pool.close)
-                student = ready_student(world.roles["student"], pool, config, job)
-            if "teacher" in world.roles:
-                pool = start_engines(world.roles["teacher"], config, job)
-                cleanup.callback(pool.close)
-                return TeacherLoop(self, world, pool, student, start).run()
-            serve(student, world.roles["student"], world.mailbox)
-            return {}
+    def _open_session(self, world: World, cleanup: ExitStack) -> Session | Attendance:
+        start = student = None
+        if "teacher" in world.roles:
+            start = self._choose_start(world, "teacher")
+        if "student" in world.roles:
+            pool = self._start_engines(world.roles["student"], cleanup)
+            student = ready_student(world.roles["student"], pool, self.args, self.job)
+        if "teacher" not in world.roles:
+            return StudentAttendance(student, world)
+        pool = self._start_engines(world.roles["teacher"], cleanup)
+        return TeacherSession(self, world, pool, start, student)
+
+    def _start_engines(self, role: Role, cleanup: ExitStack) -> RolloutPool:
+        args, job = self.args, self.job
+        pool = start_engines(
+            role,
+            getattr(args, role.name),
+            job.tokenizers[role.name],
+            getattr(job.lengths, role.name),
+            job.engines[role.name],
+            args.rollout,
+            args.output_dir,
+        )
+        cleanup.callback(pool.close)
+        return pool
+
+    def _open_evals(self, datasets: Any) -> dict[str, list[Question]]:
+        return {"eval": self.job.read_questions(self.args, datasets)}
 
 
-def start_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> RolloutPool:
-    """Starts the role's engines. On a CPU they load while this process builds its models; on a GPU
-    it waits, because vLLM sizes its cache by the device memory it finds free."""
-    model = getattr(config, role.name)
-    pool = RolloutPool(
-        role,
-        model.path,
-        model.dtype,
-        getattr(job.lengths, role.name),
-        job.tokenizers[role.name].stop_token_ids(),
-        job.engines[role.name],
-        getattr(config.rollout, f"{role.name}_tensor_parallel"),
-        config.rollout,
-        Path(config.output_dir) / "logs",
+def teacher_config(args: GRPOConfig) -> TeacherGRPOConfig:
+    """The settings of a GRPOConfig for teaching: `model` is the teacher's.
+
+    Raises:
+        ConfigError: for settings of GRPOConfig that teaching has no use for.
+    """
+    plain = GRPOConfig()
+    shared = {field.name for field in fields(TeacherGRPOConfig)} - {"layout"}
+    dropped = {"model", "layout", "max_prompt_length", "overlong", "revision"}
+    for name in sorted({field.name for field in fields(GRPOConfig)} - shared - dropped):
+        if getattr(args, name) != getattr(plain, name):
+            raise ConfigError(f"{name}={getattr(args, name)}: is of no use to TeacherGRPOTrainer")
+    settings = {field.name: getattr(args, field.name) for field in fields(GRPOConfig)}
+    settings = {name: value for name, value in settings.items() if name in shared}
+    config = TeacherGRPOConfig(
+        **settings,
+        teacher=args.model,
+        student=ModelConfig(dtype=args.model.dtype),
+        layout=LayoutConfig(teacher=args.layout),
     )
-    if device.is_cuda():
-        pool.wait_until_ready()
-    return pool
+    config.data.overlong = args.overlong
+    return config
+
+
+class StudentAttendance(Attendance):
+    """Processes that carry only the student."""
+
+    def __init__(self, student: Student, world: World):
+        self.student, self.world = student, world
+
+    def serve(self) -> None:
+        serve(self.student, self.world.roles["student"], self.world.mailbox)
 
 
 def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job) -> Student:
@@ -164,7 +240,7 @@ def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job:
     return student
 
 
-class TeacherLoop:
+class TeacherSession(GRPOSession):
     """The steps, on the teacher's ranks."""
 
     def __init__(
@@ -172,96 +248,64 @@ class TeacherLoop:
         trainer: TeacherGRPOTrainer,
         world: World,
         pool: RolloutPool,
+        start: Start,
         local: LocalStudent | None,
-        start: Start = ANEW,
     ):
-        self.config, self.job, self.rewards = trainer.config, trainer.job, trainer.rewards
-        config, shape = self.config, self.job.shapes["teacher"]
-        self.role, self.pool = world.roles["teacher"], pool
-        self.tokenizer = self.job.tokenizers["teacher"]
-        self.student = local or RemoteStudent(self.role, world.mailbox)
-        self.classroom = Classroom(self.student, pool, self.tokenizer, config)
-        self.phases = Phases()
         self.prefetched: dict[str, PendingAttempts] = {}
-        self.training_span = (0.0, 0.0)
-
-        self.policy = Policy(self.role, shape, config.teacher, config)
-        reference = Reference(self.role, shape, config.teacher, config) if config.beta else None
-        self.update = GRPOUpdate(self.policy, reference, config)
-        self.loop = Loop(config, self.role, self.policy, config.teacher.path, start, SHOWN)
-        self.update.entropy.restore(self.loop.restored.get("entropy"))
         self.recorded: dict[str, dict] = {}
-        if self.loop.restored.get("student") == student_settings(config):
-            self.recorded = self.loop.restored["attempts"]
-        pool.wait_until_ready()
-        self.sync = WeightSync(
-            self.policy.chunks, shape, self.role, pool, config.rollout.bucket_megabytes
-        )
-        self.sync.push(self.policy.version)
+        config, job = trainer.args, trainer.job
+        self.student = local or RemoteStudent(world.roles["teacher"], world.mailbox)
+        self.classroom = Classroom(self.student, pool, job.tokenizer, config)
+        super().__init__(trainer, world, pool, start)
 
-    def run(self) -> dict[str, float]:
-        self.loop.say(self.job.describe())
-        if self.job.dropped:
-            self.loop.say(f"data: {self.job.dropped} questions dropped as too long")
-        evaluate = self.evaluate if self.job.eval else None
-        metrics = self.loop.run(self.train_step, evaluate, self.state)
-        self.student.close()
-        final = Path(self.config.output_dir) / "final"
-        shape, like = self.job.shapes["teacher"], self.config.teacher.path
-        export_model(self.policy.chunks, shape, self.role, final, like)
-        self.loop.say(f"trained teacher: {final}")
-        self.loop.close()
-        return metrics
+    def shown(self) -> dict[str, str]:
+        return SHOWN
 
-    def train_step(self, step: int) -> dict[str, float]:
-        """One update. Returns its metrics."""
-        config, phases = self.config, self.phases
+    @property
+    def evaluates(self) -> bool:
+        return bool(self.job.eval)
+
+    def roll_out(self, numbers: list[int], key: str) -> Rollouts:
+        """Guidances for the questions `numbers`, and what the student makes of them."""
+        phases, config = self.phases, self.config
+        questions = [self.job.train[number] for number in numbers]
+        with phases("attempts"):
+            attempts = self.attempts_of(questions, key)
+        return self.teach(attempts, key, config.num_generations)
+
+    def teach(self, attempts: list[Attempt], key: str, copies: int) -> Rollouts:
+        phases = self.phases
         self.pool.require(self.policy.version)
-        with phases("step"):
-            with phases("attempts"):
-                attempts = self.attempts_of(step)
-            with phases("guidance"):
-                guidance = self.classroom.guide(
-                    attempts, f"step {step}", config.num_generations, config.temperature
-                )
-            with phases("taught"):
-                texts = self.classroom.texts(guidance)
-                lessons = self.classroom.teach(attempts, texts, f"step {step}")
-            self.prefetch(step + 1)
-            training_since = time.time()
-            with phases("reward"):
-                scores = self.score(step, guidance, lessons)
-                batch = self.update.make_batch(
-                    [g.prompt for g in guidance], [g.completion for g in guidance]
-                )
-            with phases("reference"):
-                self.update.add_reference(batch)
-            with phases("update"):
-                metrics = self.update(batch, scores.rewards)
-            with phases("sync"):
-                sent = self.sync.push(self.policy.version)
-        self.training_span = (training_since, time.time())
-        rewards = sum_rewards(scores.rewards, config.reward_weights)
-        self.log_lessons(step, lessons, rewards)
-        return (
-            describe(rewards, guidance, config.num_generations)
-            | reward_metrics(self.rewards, scores.rewards)
-            | {name: sum(values) / len(values) for name, values in scores.metrics.items()}
-            | summarise(lessons)
-            | metrics
-            | {f"sync/{name}": float(value) for name, value in sent.items()}
-            | phases.take()
+        with phases("guidance"):
+            guidance = self.classroom.guide(attempts, key, copies, self.config.temperature)
+        with phases("taught"):
+            texts = self.classroom.texts(guidance)
+            lessons = self.classroom.teach(attempts, texts, key)
+        questions = [lesson.attempt.question for lesson in lessons]
+        names = questions[0].columns.keys() - {"prompts", "completions"}
+        columns = {name: [q.columns[name] for q in questions] for name in names}
+        columns |= {
+            name: [read(lesson) for lesson in lessons] for name, read in LESSON_COLUMNS.items()
+        }
+        return Rollouts(
+            [Sample.of(g.prompt, g.completion) for g in guidance],
+            [self.tokenizer.decode(g.prompt) for g in guidance],
+            [lesson.guidance for lesson in lessons],
+            columns,
+            lessons,
         )
 
-    def prefetch(self, step: int) -> None:
-        """Asks the student for the attempts of `step` without waiting. They do not depend on the
-        teacher, so the student makes them while the teacher trains."""
-        if step < self.config.max_steps:
-            config = self.config
-            questions = questions_of_step(
-                self.job.train, step, config.num_prompts_per_step, config.seed
-            )
-            self.ask_attempts(questions, f"step {step}")
+    def describe(self, rollouts: Rollouts, scores: Scores) -> dict[str, float]:
+        return super().describe(rollouts, scores) | summarise(rollouts.lessons)
+
+    def look_ahead(self, generation: int) -> None:
+        """Asks the student for the attempts of `generation` without waiting. They do not depend on
+        the teacher, so the student makes them while the teacher trains."""
+        first_step = self.cycle.first_step(generation)
+        if first_step < self.config.max_steps:
+            numbers = self._next_prompts(self.prompts_per_generation)
+            questions = [self.job.train[number] for number in numbers]
+            self.ask_attempts(questions, f"step {generation}")
 
     def ask_attempts(self, questions: list[Question], key: str) -> PendingAttempts:
         """The attempts under `key`: already asked for, in the checkpoint, or asked for now."""
@@ -271,50 +315,27 @@ class TeacherLoop:
             self.prefetched[key] = recalled or self.classroom.ask_attempts(questions, key)
         return self.prefetched[key]
 
-    def state(self) -> dict:
-        """For a checkpoint: the entropy bonus's coefficient, and what the student has been asked
-        ahead; with it, a resumed run repeats this one even where the student's engines would say
-        something else the second time."""
-        attempts = {key: pending.record() for key, pending in self.prefetched.items()}
-        return {
-            "student": student_settings(self.config),
-            "attempts": attempts,
-            "entropy": self.update.entropy.state(),
-        }
-
-    def attempts_of(self, step: int) -> list[Attempt]:
-        """The attempts of the step, and how much of the student's time training has hidden."""
-        self.prefetch(step)
-        attempts, work = self.prefetched.pop(f"step {step}").result()
+    def attempts_of(self, questions: list[Question], key: str) -> list[Attempt]:
+        """The attempts under `key`, and how much of the student's time training has hidden."""
+        self.ask_attempts(questions, key)
+        attempts, work = self.prefetched.pop(key).result()
         since, until = self.training_span
         hidden = max(0.0, min(work.finished, until) - max(work.started, since))
         self.phases.seconds["student_attempts"] = work.finished - work.started
         self.phases.seconds["student_attempts_during_training"] = hidden
         return attempts
 
-    def score(self, step: int, guidance: list[Guidance], lessons: list[Lesson]) -> Scores:
-        """Each lesson's rewards, computed once and shared by all ranks."""
-        questions = [lesson.attempt.question for lesson in lessons]
-        names = questions[0].columns.keys() - {"prompts", "completions"}
-        columns = {name: [q.columns[name] for q in questions] for name in names}
-        columns |= {
-            name: [read(lesson) for lesson in lessons] for name, read in LESSON_COLUMNS.items()
-        }
-        call = RewardCall(
-            step + 1,
-            [self.tokenizer.decode(g.prompt) for g in guidance],
-            [lesson.guidance for lesson in lessons],
-            [g.completion.tokens for g in guidance],
-            columns,
-        )
-        return self.role.once(lambda: score(self.rewards, call, self.config.reward_timeout))
-
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, datasets: dict[str, list[Question]] | None = None) -> dict[str, float]:
         """Teaches the held-out questions. The student is frozen, so it attempts them once."""
-        attempts, _ = self.ask_attempts(self.job.eval, "eval").result()
-        return self.classroom.evaluate(attempts, "eval")
+        self.sync_engines()
+        metrics = {}
+        for name, questions in (datasets or {"eval": self.job.eval}).items():
+            key = name if datasets is None else f"{name} of {id(questions)}"
+            attempts, _ = self.ask_attempts(questions, key).result()
+            metrics |= self.classroom.evaluate(attempts, name)
+        return metrics
 
-    def log_lessons(self, step: int, lessons: list[Lesson], rewards: torch.Tensor) -> None:
+    def log_completions(self, rollouts: Rollouts, scores: Scores, rewards: Tensor) -> None:
         if self.loop.progress:
             rows = [
                 {
@@ -326,9 +347,24 @@ class TeacherLoop:
                     "answer": lesson.answer,
                     "reward": None if reward.isnan() else reward.item(),
                 }
-                for lesson, reward in zip(lessons, rewards, strict=True)
+                for lesson, reward in zip(rollouts.lessons, rewards, strict=True)
             ]
-            self.loop.progress.completions(step + 1, rows[: self.config.log_completions])
+            step = self.trainer.state.global_step + 1
+            self.loop.progress.completions(step, rows[: self.config.log_completions])
+
+    def state(self) -> dict:
+        """Also what the student has been asked ahead; with it, a resumed run repeats this one even
+        where the student's engines would say something else the second time."""
+        attempts = {key: pending.record() for key, pending in self.prefetched.items()}
+        return super().state() | {"student": student_settings(self.config), "attempts": attempts}
+
+    def _restore(self, saved: dict) -> None:
+        super()._restore(saved)
+        if saved.get("student") == student_settings(self.config):
+            self.recorded = saved["attempts"]
+
+    def rest(self) -> None:
+        self.student.close()
 
 
 def student_settings(config: TeacherGRPOConfig) -> dict:
@@ -338,23 +374,3 @@ def student_settings(config: TeacherGRPOConfig) -> dict:
     )  # fmt: skip
     settings = {name: getattr(config, name) for name in names}
     return settings | {"student": asdict(config.student), "templates": asdict(config.templates)}
-
-
-def describe(
-    rewards: torch.Tensor, guidance: list[Guidance], num_generations: int
-) -> dict[str, float]:
-    """Metrics of a step's samples, under TRL's names. `rewards` are NaN where there is none."""
-    scored = rewards[~rewards.isnan()]
-    lengths = [len(g.completion.tokens) for g in guidance]
-    clipped = sum(not g.completion.finished for g in guidance)
-    return {
-        "reward": scored.mean().item(),
-        "reward_std": scored.std().item(),
-        "frac_reward_zero_std": groups_without_spread(rewards, num_generations)
-        .float()
-        .mean()
-        .item(),
-        "completions/mean_length": sum(lengths) / len(lengths),
-        "completions/max_length": float(max(lengths)),
-        "completions/clipped_ratio": clipped / len(guidance),
-    }

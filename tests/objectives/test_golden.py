@@ -151,7 +151,7 @@ def test_a_quarter_of_the_update():
 def test_part_of_an_update_of_several_batches():
     """TRL's gradient accumulation over 4 with steps_per_generation 2, and 173 tokens in each
     batch of samples: 346 in the update."""
-    weights = token_weights(MASK, "dapo", LENGTH, tokens_per_update=346)
+    weights = token_weights(MASK, "dapo", LENGTH, torch.full((len(MASK),), 346.0))
     found = evaluate(configured("dapo"), weights=weights, **OFF)
     check(found, (0.007958381345, 0.032666398149, 0.001830595932), {})
 

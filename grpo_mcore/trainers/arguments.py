@@ -1,0 +1,114 @@
+"""What trainers are given, in the words of several libraries."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Adam, AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from grpo_mcore.config import ConfigError, TrainingConfig
+from grpo_mcore.config.lora import read_lora_config
+from grpo_mcore.models.sources import local_model
+
+UNSET = "???"
+
+
+def either(name: str, value: Any, alias: str, other: Any) -> Any:
+    """The value given under one of two names of the same argument.
+
+    Raises:
+        TypeError: when it is given under both.
+    """
+    if value is not None and other is not None:
+        raise TypeError(f"{name} and {alias} are two names of one argument; give one of them")
+    return other if value is None else value
+
+
+def check_kind(args: Any, kind: type) -> None:
+    """Raises ConfigError when `args` is no configuration of `kind`."""
+    if not isinstance(args, kind):
+        raise ConfigError(f"args={type(args).__name__}: give a grpo_mcore.{kind.__name__}")
+
+
+def with_model(
+    args: TrainingConfig, model: Any, tokenizer: Any, section: str = "model"
+) -> TrainingConfig:
+    """`args` whose `section` names the directory of `model`: a path, a hub id or a transformers
+    model; None: what the section says is one.
+
+    Raises:
+        ConfigError: when there is no such model, or the section names another.
+    """
+    held = getattr(args, section)
+    if model is None:
+        model = held.path
+    elif held.path not in (UNSET, model):
+        raise ConfigError(f"{section}.path={held.path}: model={model} is another; give one of them")
+    if model == UNSET:
+        raise ConfigError(f"{section}=None: give a path, a hub id or a transformers model")
+    directory = Path(args.output_dir) / "models" / section
+    path = local_model(section, model, directory, getattr(args, "revision", None), tokenizer)
+    return replace(args, **{section: replace(held, path=path)})
+
+
+def with_adapters(args: TrainingConfig, peft_config: Any) -> TrainingConfig:
+    """`args` with the adapters that the argument `peft_config` asks for.
+
+    Raises:
+        ConfigError: for options that are not supported, or given twice.
+    """
+    if peft_config is None:
+        peft_config = args.peft_config
+    elif args.peft_config is not None:
+        raise ConfigError("peft_config: args.peft_config says it already; give one of them")
+    if peft_config is None:
+        return args
+    return replace(args, peft_config=read_lora_config("peft_config", peft_config))
+
+
+def with_optimizers(args: TrainingConfig, optimizers: tuple) -> tuple[TrainingConfig, Any]:
+    """`args` with the settings of a torch optimizer, which Megatron's own then has; and a function
+    from steps made to a factor of the learning rate, None without a scheduler.
+
+    Args:
+        optimizers: (torch.optim.AdamW or None, LambdaLR or None), of which the parameters are of no
+            account: they are not those that are trained.
+
+    Raises:
+        ConfigError: for others.
+    """
+    optimizer, scheduler = optimizers
+    if optimizer is not None:
+        name = type(optimizer).__name__
+        if type(optimizer) not in (AdamW, Adam) or optimizer.defaults.get("amsgrad"):
+            raise ConfigError(
+                f"optimizers[0]={name}: Megatron trains with AdamW; give torch.optim.AdamW, or the "
+                "settings learning_rate, adam_beta1, adam_beta2, adam_epsilon, weight_decay"
+            )
+        if type(optimizer) is Adam and optimizer.defaults["weight_decay"]:
+            raise ConfigError(
+                "optimizers[0]=Adam: its weight decay is not AdamW's; give torch.optim.AdamW"
+            )
+        if len(optimizer.param_groups) > 1:
+            raise ConfigError(
+                f"optimizers[0]={name}: has {len(optimizer.param_groups)} parameter groups; one "
+                "is supported"
+            )
+        group = optimizer.param_groups[0]
+        args = replace(
+            args,
+            learning_rate=group.get("initial_lr", group["lr"]),
+            adam_beta1=group["betas"][0],
+            adam_beta2=group["betas"][1],
+            adam_epsilon=group["eps"],
+            weight_decay=group["weight_decay"],
+        )
+    if scheduler is None:
+        return args, None
+    if not isinstance(scheduler, LambdaLR):
+        raise ConfigError(
+            f"optimizers[1]={type(scheduler).__name__}: give a torch LambdaLR (transformers' "
+            "get_..._schedule functions make them), or lr_scheduler_type and warmup_steps"
+        )
+    return args, scheduler.lr_lambdas[0]

@@ -1,0 +1,295 @@
+"""Group relative policy optimisation: a prompt's samples are compared by their rewards."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from transformers import EvalPrediction
+
+from grpo_mcore.callbacks.runner import AnyCallback
+from grpo_mcore.config import ConfigError, GroupConfig, GRPOConfig
+from grpo_mcore.config.nemo import from_arguments, from_nemo
+from grpo_mcore.data.prompts import Prompt
+from grpo_mcore.data.sources import Rows
+from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.parallel.world import World, world_size
+from grpo_mcore.report.result import TrainingResult
+from grpo_mcore.rewards import (
+    RewardSource,
+    RewardSpec,
+    as_reward_specs,
+)
+from grpo_mcore.trainers.arguments import (
+    check_kind,
+    either,
+    with_adapters,
+    with_model,
+    with_optimizers,
+)
+from grpo_mcore.trainers.base import BaseTrainer, Session
+from grpo_mcore.trainers.engines import start_engines
+from grpo_mcore.trainers.grpo_job import check_grpo
+
+TEACHING = (
+    "baseline_samples", "max_probe_tokens", "max_answer_tokens", "student_temperature",
+    "degradation_penalty_multiplier", "efficiency_weight", "disable_student_offloading",
+    "templates",
+)  # fmt: skip
+"""Settings of GRPOConfig that only TeacherGRPOTrainer reads."""
+
+
+class GRPOTrainer(BaseTrainer):
+    """Trains a language model by GRPO (arXiv:2402.03300) on rewards of what it writes.
+
+    The same script runs as one process under plain `python` and on every rank under torchrun.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        reward_funcs: RewardSource | list[RewardSource] | None = None,
+        args: GRPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[AnyCallback] | None = None,
+        optimizers: tuple = (None, None),
+        peft_config: Any = None,
+        tools: list[Callable] | None = None,
+        rollout_func: Callable[[list, "GRPOTrainer"], dict] | None = None,
+        *,
+        ref_model: Any = None,
+        environment: Any = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        config: GRPOConfig | None = None,
+        tokenizer: Any = None,
+        reward_fn: RewardSource | None = None,
+        reward_model: RewardSource | None = None,
+        num_generations: int | None = None,
+    ):
+        """Checks everything that can be checked before models load.
+
+        Args:
+            model: a path, a hub id or a transformers model; or NeMo RL's whole configuration, a
+                dictionary.
+            reward_funcs: functions of any style of `rewards.specs`, sequence-classification models,
+                or paths or hub ids of such; one or several, weighed by `args.reward_weights`.
+            train_dataset: rows with a column `prompt`, text or messages (`data.sources` says in
+                which forms); further columns are passed on to the reward functions. None: `fit`
+                brings it.
+            eval_dataset: the same, or a dictionary of such.
+            processing_class: a transformers tokenizer; None: the model's own.
+            reward_processing_classes: the reward models' tokenizers, as in TRL.
+            callbacks: NeMo RL's or transformers'.
+            optimizers: (torch.optim.AdamW, LambdaLR), of which the settings count.
+            peft_config: a peft.LoraConfig: train adapters only.
+            tools: functions the model may call.
+            rollout_func: samples in place of the engine. It is given this process's prompts (all
+                ranks that share a model copy are given the same) and this trainer, and returns
+                "prompt_ids", "completion_ids" and "logprobs", one list a prompt given or
+                `num_generations`, "env_mask" if it likes, and further columns for the rewards.
+            ref_model: the reference model, of the same shape; None: the model as it is at first.
+            environment: what answers the model, turn by turn (`grpo_mcore.environments`).
+            compute_metrics: further metrics of an evaluation from a transformers.EvalPrediction of
+                the completions' texts and the ground truths, if the data have any.
+            config, tokenizer, reward_fn, reward_model, num_generations: other libraries' names for
+                `args`, `processing_class`, `reward_funcs` and `args.num_generations`.
+
+        Raises:
+            ConfigError: for a setting that cannot work.
+            TypeError: for an argument given under two names.
+        """
+        args = either("args", args, "config", config)
+        if isinstance(model, Mapping):
+            if args is not None:
+                raise TypeError("model is a whole configuration; args is another: give one of them")
+            settings = from_nemo(model, world_size())
+            model = settings.pop("model")
+            args = GRPOConfig(**settings)
+        args = GRPOConfig() if args is None else args
+        check_kind(args, GroupConfig)
+        if num_generations is not None:
+            args = replace(args, num_generations=num_generations)
+        self._refuse_unused(args)
+        tokenizer = either("processing_class", processing_class, "tokenizer", tokenizer)
+        args = with_adapters(self._with_models(args, model, tokenizer), peft_config)
+        args, self.lr_lambda = with_optimizers(args, optimizers)
+        super().__init__(args, callbacks)
+        self.processing_class = tokenizer
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.reward_processing_classes = reward_processing_classes
+        self.reward_sources: list[RewardSource] = []
+        for source in (reward_funcs, reward_fn, reward_model):
+            self.reward_sources += _listed(source)
+        self.tools, self.rollout_func = tools or [], rollout_func
+        self.ref_model, self.environment = ref_model, environment
+        self.compute_metrics = compute_metrics
+        if self._is_complete():
+            self._prepare()
+
+    @classmethod
+    def from_pretrained(cls, model_name_or_path: str, **settings) -> "GRPOTrainer":
+        """A trainer with NeMo RL's names and defaults; `fit` brings data and reward.
+
+        Args:
+            settings: num_prompts_per_step (32), num_generations_per_prompt (16), learning_rate
+                (1e-6), max_sequence_length (512), tensor_parallel_size (1), normalize_rewards
+                (True), use_leave_one_out_baseline (True), and any setting of GRPOConfig.
+        """
+        settings = from_arguments(
+            {"model_name_or_path": model_name_or_path, **settings}, world_size()
+        )
+        model = settings.pop("model")
+        return cls(model, args=GRPOConfig(**settings))
+
+    def fit(
+        self,
+        dataset: Any = None,
+        reward_fn: RewardSource | list[RewardSource] | None = None,
+        environment: Any = None,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+        callbacks: list[AnyCallback] | None = None,
+    ) -> TrainingResult:
+        """Trains on `dataset` and tells how it went.
+
+        Args:
+            reward_fn: in place of the trainer's own rewards.
+            environment: in place of the trainer's own.
+        """
+        return super().fit(
+            dataset, max_steps, max_epochs, callbacks, reward_fn=reward_fn, environment=environment
+        )
+
+    def _refuse_unused(self, args: GRPOConfig) -> None:
+        plain = GRPOConfig()
+        for name in TEACHING:
+            if getattr(args, name) != getattr(plain, name):
+                raise ConfigError(
+                    f"{name}={getattr(args, name)}: is a setting of TeacherGRPOTrainer only"
+                )
+
+    def _with_models(self, args: GRPOConfig, model: Any, tokenizer: Any) -> GRPOConfig:
+        return with_model(args, model, tokenizer)
+
+    def _is_complete(self) -> bool:
+        return self.train_dataset is not None and bool(self.reward_sources or self.environment)
+
+    def _set_data(self, dataset: Any, reward_fn: Any = None, environment: Any = None) -> None:
+        if dataset is not None:
+            self.train_dataset = dataset
+        if reward_fn is not None:
+            self.reward_sources = _listed(reward_fn)
+        if environment is not None:
+            self.environment = environment
+
+    def _prepare(self) -> None:
+        if self.train_dataset is None:
+            raise ConfigError("train_dataset=None: give a dataset, here or to fit()")
+        if not self.reward_sources and self.environment is None:
+            raise ConfigError(
+                "reward_funcs=None: give at least one reward function, or an environment"
+            )
+        self.args, self.job = check_grpo(
+            self.args,
+            world_size(),
+            self.train_dataset,
+            self.eval_dataset,
+            self.processing_class,
+            self.tools,
+            self.environment,
+            self.ref_model,
+        )
+        columns = {*self.job.train.columns} - {self.job.prompt_column}
+        self.rewards = self._specs(columns)
+
+    def _specs(self, columns: set[str]) -> list[RewardSpec]:
+        sources = list(self.reward_sources)
+        environment = self.job.environment
+        if environment and environment.gives_reward:
+            sources.append(_environment_reward(environment.name))
+            columns.add(ENVIRONMENT_REWARD)
+        # What a function of the user's own adds, nobody knows yet.
+        return as_reward_specs(
+            sources,
+            self.args.reward_weights,
+            self.reward_processing_classes,
+            None if self.rollout_func else columns,
+            getattr(self.args, "chat_template_kwargs", None),
+        )
+
+    def _world(self) -> tuple[dict[str, Layout], str, float]:
+        layouts = {"policy": self.job.layout}
+        return layouts, "colocated", self.args.rollout.deadline_seconds
+
+    def _open_session(self, world: World, cleanup: ExitStack) -> Session:
+        role, args, job = world.roles["policy"], self.args, self.job
+        start = self._choose_start(world, "policy")
+        pool = start_engines(
+            role,
+            args.model,
+            job.tokenizer,
+            job.max_model_len,
+            job.engines,
+            args.rollout,
+            args.output_dir,
+        )
+        cleanup.callback(pool.close)
+        return GRPOSession(self, world, pool, start)
+
+    def _open_evals(self, datasets: Any) -> dict[str, Rows[Prompt]]:
+        return self.job.open_evals(datasets)
+
+    # ATLAS's documented methods, for what they are good for beside training.
+
+    def _generate_and_score(
+        self, inputs: Sequence[dict] | Mapping[str, Sequence]
+    ) -> tuple[list[str], Tensor, Tensor]:
+        """Samples and scores `num_generations` completions of each prompt.
+
+        Args:
+            inputs: rows with a column `prompt`, or columns of such.
+
+        Returns:
+            Prompts as text, one a completion; completion_ids [completions, tokens], padded with 0
+            (with the pad token, where there is one); advantages [completions].
+        """
+        if isinstance(inputs, Mapping):
+            inputs = [
+                dict(zip(inputs, row, strict=True)) for row in zip(*inputs.values(), strict=True)
+            ]
+        with self._working() as session:
+            return session.generate_and_score(inputs)
+
+    def compute_loss(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The loss of given completions under the policy, without a gradient: training takes
+        gradients through the pipeline, from `objectives.grpo.grpo_loss` as here.
+
+        Args:
+            model: as in transformers; the policy is meant, whatever is given.
+            inputs: TRL's prompt_ids, prompt_mask, completion_ids, completion_mask [completions,
+                tokens], advantages [completions], and if there are any, old_per_token_logps and
+                ref_per_token_logps [completions, tokens].
+
+        Returns:
+            A number, the same on every rank.
+        """
+        with self._working() as session:
+            return session.compute_loss(inputs)
+
+
+def _environment_reward(name: str) -> Callable:
+    def environment(prompts, completions, environment_reward, **_):
+        return environment_reward
+
+    environment.__name__ = name
+    return environment
+
+
+def _listed(value: Any) -> list:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

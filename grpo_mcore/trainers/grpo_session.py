@@ -1,0 +1,503 @@
+"""The steps of GRPO: samples, their rewards, updates, and the engines that follow."""
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from transformers import EvalPrediction
+
+from grpo_mcore.config import ModelConfig
+from grpo_mcore.data.chat import Text, is_conversation
+from grpo_mcore.data.order import Order
+from grpo_mcore.data.prompts import Prompt
+from grpo_mcore.data.sources import Rows
+from grpo_mcore.environments import conversation_metrics, run_turns
+from grpo_mcore.objectives.advantages import groups_without_spread, sum_rewards
+from grpo_mcore.parallel.world import World
+from grpo_mcore.report.phases import Phases
+from grpo_mcore.rewards import (
+    RewardCall,
+    RewardError,
+    Scores,
+    reward_metrics,
+    score,
+)
+from grpo_mcore.rewards.specs import GROUND_TRUTHS
+from grpo_mcore.rollout.pool import RolloutPool
+from grpo_mcore.rollout.requests import Request, request_seed
+from grpo_mcore.rollout.samples import Rollouts, Sample
+from grpo_mcore.trainers.base import Session
+from grpo_mcore.trainers.batches import generation_cycle, prompts_per_generation
+from grpo_mcore.trainers.grpo_update import GRPOUpdate
+from grpo_mcore.trainers.loop import Loop, Start, trained_model
+from grpo_mcore.training.batch import Batch, align
+from grpo_mcore.training.policy import BaseReference, Policy, Reference
+from grpo_mcore.weights.sync import WeightSync
+
+SHOWN = {
+    "reward": "reward {:+.3f}",
+    "reward_std": "+- {:.3f}",
+    "kl": "kl {:.4f}",
+    "grad_norm": "grad {:.2f}",
+    "completions/mean_length": "tokens {:.1f}",
+    "sampling/mismatch": "mismatch {:.6f}",
+    "time/step": "{:.1f} s",
+    "eval_reward": "reward {:+.3f}",
+}
+
+
+class GRPOSession(Session):
+    """The steps of GRPO. Samples come from this role's own engines."""
+
+    def __init__(self, trainer: GRPOTrainer, world: World, pool: RolloutPool, start: Start):
+        self.trainer, self.config, self.job = trainer, trainer.args, trainer.job
+        self.pool = pool
+        self.role = pool.role
+        self.model, self.tokenizer = trained_model(self.config), self.job.tokenizer
+        self.shape = self.job.shape
+        config, data_ranks = self.config, self.role.layout.data
+        self.phases = Phases()
+        self.cycle = generation_cycle(config)
+        self.prompts_per_generation = prompts_per_generation(config, data_ranks)
+        self.order = Order(self.job.train_size, 1, config.seed, config.shuffle_dataset)
+        self.cursor = 0
+        """Rows of the dataset taken so far, in their order."""
+        self.held: dict[int, Batch] = {}
+        """Generations that are not used up."""
+        self.training_span = (0.0, 0.0)
+
+        self.policy = Policy(
+            self.role, self.shape, self.model, config, config.peft_config, trainer.lr_lambda
+        )
+        self.reference = self._reference()
+        self.update = GRPOUpdate(self.policy, self.reference, config, self.cycle)
+        self.loop = Loop(
+            config,
+            self.role,
+            self.policy,
+            start,
+            self.shown(),
+            trainer.runner,
+            self.reference if config.sync_ref_model else None,
+            self.job.steps_per_epoch,
+        )
+        self._restore(self.loop.restored)
+        pool.wait_until_ready()
+        self.sync = WeightSync(
+            self.policy.chunks, self.shape, self.role, pool, config.rollout.bucket_megabytes
+        )
+        self.sync.push(self.policy.version)
+        self.loop.say(self.job.describe())
+
+    def shown(self) -> dict[str, str]:
+        """What the lines on the terminal show (`report.progress.Progress`)."""
+        return SHOWN
+
+    @property
+    def evaluates(self) -> bool:
+        return bool(self.job.evals)
+
+    def train_step(self, step: int) -> dict[str, float]:
+        phases, metrics = self.phases, {}
+        with phases("step"):
+            parts = self.cycle.parts(step)
+            for generation in dict.fromkeys(generation for generation, _ in parts):
+                if generation not in self.held:
+                    metrics |= self.generate(generation)
+            with phases("update"):
+                metrics |= self.update(self._rows_of(parts))
+            self._drop_used(step)
+            self._move_reference(step + 1)
+            if not self.held:  # what comes next is sampled by this policy
+                with phases("sync"):
+                    metrics |= self.sync_engines()
+        self.training_span = (self.training_span[0], time.time())
+        kl = metrics.get("kl")
+        self.trainer.current_kl = None if kl is None else torch.tensor([kl])
+        return metrics | phases.take()
+
+    def generate(self, generation: int) -> dict[str, float]:
+        """Samples and scores what generation `generation` (from 0) of the run's holds. Returns its
+        metrics."""
+        self.sync_engines()
+        rollouts, scores, metrics = self.sample(generation)
+        self.training_span = (time.time(), 0.0)
+        self.held[generation] = self.batch_of(rollouts, scores)
+        rewards = sum_rewards(scores.rewards, self.config.reward_weights)
+        self.trainer.current_rewards = rewards
+        self.log_completions(rollouts, scores, rewards)
+        return metrics | self.describe(rollouts, scores)
+
+    def batch_of(self, rollouts: Rollouts, scores: Scores) -> Batch:
+        """All that updates want to know of scored samples."""
+        with self.phases("reward"):
+            batch = self.update.make_batch(rollouts.samples)
+        with self.phases("reference"):
+            self.update.add_log_probs(batch)
+        self.update.add_advantages(batch, scores.rewards)
+        return batch
+
+    def sample(self, generation: int) -> tuple[Rollouts, Scores, dict[str, float]]:
+        """Scored samples of the next prompts; with dynamic sampling, of further ones in place of
+        those whose samples are all rewarded the same."""
+        config, key = self.config, f"step {generation}"
+        wanted = self.prompts_per_generation
+        rollouts = self.roll_out(self._take_prompts(wanted), key)
+        scores = self.score(rollouts)
+        if not config.use_dynamic_sampling:
+            self.look_ahead(generation + 1)
+            return rollouts, scores, {}
+        tried = 1
+        while tried < config.dynamic_sampling_max_gen_batches:
+            lacking = wanted - int(self._has_spread(scores).sum())
+            if lacking <= 0:
+                break
+            more = self.roll_out(self._take_prompts(lacking), f"{key}/{tried}")
+            rollouts, scores = rollouts + more, scores + self.score(more)
+            tried += 1
+        flat = (~self._has_spread(scores)).tolist()
+        # Those with spread, and as many others as are wanted to make the batch whole.
+        groups = sorted(range(len(flat)), key=flat.__getitem__)[:wanted]
+        each = config.num_generations
+        rows = [group * each + place for group in sorted(groups) for place in range(each)]
+        self.look_ahead(generation + 1)
+        found = {"dynamic_sampling/batches": tried, "dynamic_sampling/replaced": sum(flat)}
+        return rollouts.rows(rows), scores.rows(rows), found
+
+    def look_ahead(self, generation: int) -> None:
+        """Called when the prompts of `generation` are known, before the trainer trains."""
+
+    def roll_out(self, numbers: list[int], key: str) -> Rollouts:
+        """Samples of the dataset's rows `numbers`; `key` seeds them."""
+        prompts = [self.job.train[number] for number in numbers]
+        with self.phases("rollout"):
+            return self.roll_out_prompts(prompts, key, self.config.num_generations)
+
+    def roll_out_prompts(self, prompts: list[Prompt], key: str, copies: int) -> Rollouts:
+        repeated = [prompt for prompt in prompts for _ in range(copies)]
+        self.pool.require(self.policy.version)
+        if self.trainer.rollout_func:
+            return self._of_users_function(prompts, copies)
+        requests = [
+            self._request(prompt.tokens, request_seed(self.config.seed, key, i))
+            for i, prompt in enumerate(repeated)
+        ]
+        if self.job.tools or self.job.environment:
+            return self._of_conversations(repeated, requests)
+        completions = self.pool.generate(requests)
+        self.pool.sleep()  # the trainer may need its device memory
+        samples = [Sample.of(r.prompt, c) for r, c in zip(requests, completions, strict=True)]
+        return Rollouts(
+            samples,
+            [prompt.text for prompt in repeated],
+            [self._text(p.text, s.tokens) for p, s in zip(repeated, samples, strict=True)],
+            _columns(repeated),
+        )
+
+    def _request(self, prompt: list[int], seed: int) -> Request:
+        config = self.config
+        room = self.job.max_model_len - len(prompt)
+        return Request(
+            prompt,
+            min(config.max_completion_length, room),
+            seed,
+            config.temperature,
+            config.top_p,
+            config.top_k,
+            config.min_p or 0.0,
+            config.repetition_penalty,
+        )
+
+    def _text(self, prompt: Text, tokens: list[int]) -> Text:
+        text = self.tokenizer.decode(tokens)
+        return [{"role": "assistant", "content": text}] if is_conversation(prompt) else text
+
+    def _of_conversations(self, prompts: list[Prompt], requests: list[Request]) -> Rollouts:
+        conversations = run_turns(
+            prompts,
+            requests,
+            self.tokenizer.inner,
+            generate=self.pool.generate,
+            once=self.role.once,
+            tools=self.job.tools,
+            environment=self.job.environment,
+            max_turns=self.config.max_tool_calling_iterations,
+            max_completion_length=self.config.max_completion_length,
+            max_prompt_length=self.job.max_model_len - self.config.max_completion_length,
+            chat_template_kwargs=self.config.chat_template_kwargs,
+        )
+        self.pool.sleep()
+        columns = _columns(prompts)
+        if self.job.environment and self.job.environment.gives_reward:
+            columns[ENVIRONMENT_REWARD] = [c.reward for c in conversations]
+        return Rollouts(
+            [
+                Sample(c.prompt.tokens, c.tokens, c.log_probs, c.finished, c.mask)
+                for c in conversations
+            ],
+            [c.prompt.text for c in conversations],
+            [c.messages for c in conversations],
+            columns,
+            metrics=conversation_metrics(conversations),
+        )
+
+    def _of_users_function(self, prompts: list[Prompt], copies: int) -> Rollouts:
+        """Each data parallel rank's share of the prompts goes through the function."""
+        role = self.role
+        bounds = [len(prompts) * rank // role.layout.data for rank in range(role.layout.data + 1)]
+        first, end = bounds[role.data_rank], bounds[role.data_rank + 1]
+        share = [prompt for prompt in prompts[first:end] for _ in range(copies)]
+        given = self.trainer.rollout_func([prompt.text for prompt in share], self.trainer)
+        given = check_rollout(given, len(share))
+        # Ranks that share a copy of the model were given the same; one of them speaks.
+        speaks = role.tensor_rank == 0 and role.is_first_stage
+        shares = role.all_gather((role.data_rank, given) if speaks else None)
+        parts = [part for _, part in sorted((s for s in shares if s), key=lambda s: s[0])]
+        names = parts[0].keys()
+        whole = {name: [v for part in parts for v in part[name]] for name in names}
+        repeated = [prompt for prompt in prompts for _ in range(copies)]
+        masks = whole.pop("env_mask", [None] * len(repeated))
+        triples = (whole.pop(name) for name in ("prompt_ids", "completion_ids", "logprobs"))
+        samples = [
+            Sample(prompt, tokens, log_probs, tokens[-1] in self.tokenizer.stop_token_ids(), mask)
+            for prompt, tokens, log_probs, mask in zip(*triples, masks, strict=True)
+        ]
+        return Rollouts(
+            samples,
+            [prompt.text for prompt in repeated],
+            [self._text(p.text, s.tokens) for p, s in zip(repeated, samples, strict=True)],
+            _columns(repeated) | whole,
+        )
+
+    def score(self, rollouts: Rollouts) -> Scores:
+        """Each sample's rewards, computed once and shared by all ranks."""
+        state = self.trainer.state
+        call = RewardCall(
+            state.global_step + 1,
+            rollouts.prompts,
+            rollouts.completions,
+            [sample.tokens for sample in rollouts.samples],
+            rollouts.columns,
+            state,
+        )
+        timeout = self.config.reward_timeout
+        with self.phases("reward"):
+            return self.role.once(lambda: score(self.trainer.rewards, call, timeout))
+
+    def describe(self, rollouts: Rollouts, scores: Scores) -> dict[str, float]:
+        """Metrics of scored samples, under TRL's names."""
+        rewards = sum_rewards(scores.rewards, self.config.reward_weights)
+        return (
+            describe_rewards(rewards, self.config.num_generations)
+            | describe_lengths(rollouts.samples)
+            | reward_metrics(self.trainer.rewards, scores.rewards)
+            | {name: sum(values) / len(values) for name, values in scores.metrics.items()}
+            | rollouts.metrics
+        )
+
+    def evaluate(self, datasets: dict[str, Rows[Prompt]] | None = None) -> dict[str, float]:
+        self.sync_engines()
+        metrics = {}
+        copies = self.config.num_generations_eval or self.config.num_generations
+        for name, rows in (datasets or self.job.evals).items():
+            prompts = [rows[number] for number in range(rows.size)]
+            rollouts = self.roll_out_prompts(prompts, name, copies)
+            scores = self.score(rollouts)
+            measured = self.describe(rollouts, scores) | self._computed(rollouts)
+            prefix = name.removeprefix("eval").removeprefix("_")
+            metrics |= {f"{prefix}_{k}" if prefix else k: v for k, v in measured.items()}
+        self.phases.take()
+        return metrics
+
+    def _computed(self, rollouts: Rollouts) -> dict[str, float]:
+        if self.trainer.compute_metrics is None:
+            return {}
+        truths = next((rollouts.columns[n] for n in GROUND_TRUTHS if n in rollouts.columns), None)
+        prediction = EvalPrediction(predictions=rollouts.completions, label_ids=truths)
+        found = self.role.once(lambda: self.trainer.compute_metrics(prediction))
+        return {name.removeprefix("eval_"): value for name, value in found.items()}
+
+    def sync_engines(self) -> dict[str, float]:
+        """Gives the engines the policy's weights, unless they have them."""
+        if self.pool.version == self.policy.version:
+            return {}
+        sent = self.sync.push(self.policy.version)
+        return {f"sync/{name}": float(value) for name, value in sent.items()}
+
+    def log_completions(self, rollouts: Rollouts, scores: Scores, rewards: Tensor) -> None:
+        """Records some of the samples."""
+        if not self.loop.progress:
+            return
+        rows = [
+            {
+                "prompt": rollouts.prompts[i],
+                "completion": rollouts.completions[i],
+                "reward": None if rewards[i].isnan() else rewards[i].item(),
+                **{name: values[i] for name, values in scores.extra.items()},
+            }
+            for i in range(min(len(rollouts), self.config.log_completions))
+        ]
+        self.loop.progress.completions(self.trainer.state.global_step + 1, rows)
+
+    def state(self) -> dict:
+        return {"entropy": self.update.entropy.state(), "cursor": self.cursor}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Generations that are not used up."""
+        return {
+            f"{generation}/{name}": tensor
+            for generation, batch in self.held.items()
+            for name, tensor in self.update.everywhere(batch).items()
+        }
+
+    def _restore(self, saved: dict) -> None:
+        self.update.entropy.restore(saved.get("entropy"))
+        self.cursor = saved.get("cursor", 0)
+        for key, tensor in saved["tensors"].items():
+            generation, _, name = key.partition("/")
+            self.held.setdefault(int(generation), {})[name] = tensor
+
+    def _reference(self) -> Reference | BaseReference | None:
+        config = self.config
+        if not config.beta:
+            return None
+        if config.peft_config:
+            return BaseReference(self.policy)
+        model: ModelConfig = self.model
+        if self.job.ref_path:
+            model = replace(model, path=self.job.ref_path)
+        return Reference(self.role, self.shape, model, config)
+
+    def _move_reference(self, done: int) -> None:
+        config = self.config
+        if config.sync_ref_model and done % config.ref_model_sync_steps == 0:
+            self.reference.mix(self.policy, config.ref_model_mixup_alpha)
+
+    def _take_prompts(self, count: int) -> list[int]:
+        """The numbers of the next rows of the dataset."""
+        numbers = self._next_prompts(count)
+        self.cursor += count
+        return numbers
+
+    def _next_prompts(self, count: int) -> list[int]:
+        return [self.order.rows(self.cursor + i)[0] for i in range(count)]
+
+    def _has_spread(self, scores: Scores) -> Tensor:
+        rewards = sum_rewards(scores.rewards, self.config.reward_weights)
+        return ~groups_without_spread(rewards, self.config.num_generations)
+
+    def _rows_of(self, parts: list[tuple[int, int]]) -> Batch:
+        """The rows of the step's micro-batches, of one generation or several."""
+        if len({g for g, _ in parts}) == 1 and len(parts) == self.cycle.steps_per_generation:
+            return self.held[parts[0][0]]
+        length = max(self.held[generation]["tokens"].shape[1] for generation, _ in parts)
+        rows = [self._part(generation, part, length) for generation, part in parts]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def _part(self, generation: int, part: int, length: int) -> Batch:
+        """The rows of one micro-step, drawn from all groups, padded to `length`."""
+        batch = self.held[generation]
+        order = list(range(len(batch["tokens"])))
+        random.Random(f"{self.config.seed}/parts/{generation}").shuffle(order)
+        size = len(order) // self.cycle.steps_per_generation
+        rows = order[part * size : (part + 1) * size]
+        return {
+            name: pad(t[rows], (0, length - t.shape[1])) if t.ndim > 1 else t[rows]
+            for name, t in batch.items()
+        }
+
+    def _drop_used(self, step: int) -> None:
+        needed = {generation for generation, _ in self.cycle.parts(step + 1)}
+        self.held = {g: batch for g, batch in self.held.items() if g in needed}
+
+    def generate_and_score(self, rows: Sequence[dict]) -> tuple[list[str], Tensor, Tensor]:
+        self.sync_engines()
+        prompts = self.job.read_prompts(rows)
+        rollouts = self.roll_out_prompts(prompts, "asked", self.config.num_generations)
+        batch = self.batch_of(rollouts, self.score(rollouts))
+        ids = [torch.tensor(sample.tokens) for sample in rollouts.samples]
+        padding = self.tokenizer.inner.pad_token_id or 0
+        texts = [self.tokenizer.inner.decode(sample.prompt) for sample in rollouts.samples]
+        return texts, pad_sequence(ids, True, padding), batch["advantages"]
+
+    def compute_loss(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        prompts = _unpadded(inputs["prompt_ids"], inputs["prompt_mask"])
+        completions = _unpadded(inputs["completion_ids"], inputs["completion_mask"])
+        lengths = [len(completion) for completion in completions]
+        zeros = [[0.0] * length for length in lengths]
+        samples = [
+            Sample(prompt, tokens, log_probs, True)
+            for prompt, tokens, log_probs in zip(prompts, completions, zeros, strict=True)
+        ]
+        batch = self.update.make_batch(samples)
+        self.update.add_log_probs(batch)
+        for name, entry in (("ref_per_token_logps", "reference"), ("old_per_token_logps", "old")):
+            if name in inputs:
+                values = _unpadded(inputs[name], inputs["completion_mask"])
+                batch[entry] = align(values, batch["mask"])
+        batch["advantages"] = inputs["advantages"]
+        self.update.weigh(batch)
+        return self.update.value(batch)
+
+
+def describe_rewards(rewards: Tensor, num_generations: int) -> dict[str, float]:
+    """
+    Args:
+        rewards: [samples], a group's side by side; NaN where there is none.
+    """
+    scored = rewards[~rewards.isnan()]
+    flat = groups_without_spread(rewards, num_generations).float().mean().item()
+    found = {"frac_reward_zero_std": flat}
+    if len(scored) > 0:
+        found["reward"] = scored.mean().item()
+    if len(scored) > 1:
+        found["reward_std"] = scored.std().item()
+    return found
+
+
+def describe_lengths(samples: Sequence[Sample]) -> dict[str, float]:
+    """Of completions, and of those that ended by themselves."""
+    lengths = [len(sample.tokens) for sample in samples]
+    ended = [len(sample.tokens) for sample in samples if sample.finished] or [0]
+    return {
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/mean_terminated_length": sum(ended) / len(ended),
+        "completions/min_terminated_length": float(min(ended)),
+        "completions/max_terminated_length": float(max(ended)),
+        "completions/clipped_ratio": sum(not s.finished for s in samples) / len(samples),
+    }
+
+
+def check_rollout(given: Any, count: int) -> dict[str, list]:
+    """What a `rollout_func` returned for `count` prompts.
+
+    Raises:
+        RewardError: when it is not what it has to be.
+    """
+    needed = ("prompt_ids", "completion_ids", "logprobs")
+    if not isinstance(given, Mapping) or any(name not in given for name in needed):
+        raise RewardError(f"rollout_func: has to return a dictionary with {', '.join(needed)}")
+    for name, values in given.items():
+        if len(values) != count:
+            raise RewardError(f"rollout_func: {len(values)} {name} for {count} prompts")
+    return {name: _plain(values) for name, values in given.items()}
+
+
+def _plain(values: Sequence) -> list:
+    return [value.tolist() if isinstance(value, Tensor) else value for value in values]
+
+
+def _columns(prompts: Sequence[Prompt]) -> dict[str, list]:
+    return {name: [prompt.columns[name] for prompt in prompts] for name in prompts[0].columns}
+
+
+def _unpadded(values: Tensor, mask: Tensor) -> list[list]:
+    return [row[keep.bool()].tolist() for row, keep in zip(values, mask, strict=True)]
