@@ -52,15 +52,19 @@ def read_turn(
         tools: JSON schemas.
     """
     text = tokenizer.decode(tokens, skip_special_tokens=True)
+    plain = {"role": "assistant", "content": text}
+    templated = getattr(tokenizer, "response_template", None) is not None
+    if not templated and not tools:
+        return Turn(text, plain)
     try:
-        if getattr(tokenizer, "response_template", None) is not None:
+        if templated:
             message = _parse_response(tokenizer, context, tokens, tools)
         else:
-            message = read_hermes(text) if tools else {"role": "assistant", "content": text}
+            message = read_hermes(text)
         calls = [_checked(call["function"]) for call in message.get("tool_calls") or []]
     except (ValueError, TypeError) as error:  # the model's mistake, which it is told
-        return Turn(text, {"role": "assistant", "content": text}, error=str(error))
-    return Turn(text, message, calls)
+        return Turn(text, plain, error=str(error) if tools else None)
+    return Turn(text, message, calls if tools else [])
 
 
 def read_hermes(text: str) -> dict:

@@ -23,8 +23,8 @@ def tokens_between(
         template: further arguments of the chat template.
 
     Raises:
-        ConfigError: when the chat template refuses the messages, or shows no end of a turn and
-            renders one otherwise once messages follow it.
+        ConfigError: when the chat template refuses the messages, or nothing tells where in it a
+            turn ends.
     """
     spoken = {"role": "assistant", "content": "-"}
     # Some templates take the name in a tool's answer from the call.
@@ -38,11 +38,12 @@ def tokens_between(
     # What sampling stops at need not be what the template ends turns with.
     for mark in (end, tokenizer.eos_token_id):
         ends = before.count(mark)
-        if ends:
-            return after[[i for i, token in enumerate(after) if token == mark][ends - 1] + 1 :]
+        places = [place for place, token in enumerate(after) if token == mark]
+        if 0 < ends <= len(places):
+            return after[places[ends - 1] + 1 :]
     if after[: len(before)] != before:
         raise ConfigError(
-            "the chat template ends an assistant's turn without the tokenizer's eos_token, and "
-            "renders it otherwise once messages follow"
+            "cannot be continued: the chat template does not end the assistant's turn with the "
+            "tokenizer's eos_token, and renders it otherwise once messages follow"
         )
     return after[len(before) :]

@@ -49,8 +49,8 @@ def tool_schema(where: str, tool: Callable) -> dict:
         return get_json_schema(tool)
     except (DocstringParsingException, TypeHintParsingException, NameError, ValueError) as error:
         raise ConfigError(
-            f"{where}={tool.__name__}: a tool needs a type for each argument and a Google docstring "
-            f"that describes it and each argument ({error})"
+            f"{where}={tool.__name__}: a tool needs a type for each argument, and a Google "
+            f"docstring that describes it and each argument ({error})"
         ) from error
 
 
@@ -78,17 +78,14 @@ def check_tools(
     hidden = [name for name in names if name not in shown]
     if hidden:
         raise ConfigError(f"{where}: the chat template does not show the model {hidden[0]}")
+    calls = [{"type": "function", "function": _PROBE}]
+    called = {"role": "assistant", "content": "", "tool_calls": calls}
     answer = {"role": "tool", "name": _PROBE["name"], "content": _ANSWER}
-    called = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"type": "function", "function": _PROBE}],
-    }
     try:
-        between = tokens_between(tokenizer, tokenizer.eos_token_id, [answer])
         calling = encode_prompt(tokenizer, [*asked, called, answer])
+        between = tokens_between(tokenizer, tokenizer.eos_token_id, [answer])
     except ConfigError as error:
-        raise ConfigError(f"{where}: a tool's answer {error}") from error
+        raise ConfigError(f"{where}: a conversation with tools {error}") from error
     if _ANSWER not in tokenizer.decode(between):
         raise ConfigError(f"{where}: the chat template does not show the model what a tool answers")
     if getattr(tokenizer, "response_template", None) is None and not _reads_call(
