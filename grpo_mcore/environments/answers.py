@@ -133,6 +133,7 @@ class Answerer:
         return observation
 
     def _number(self, method: str, reward: Any) -> float:
+        reward = reward.item() if hasattr(reward, "item") else reward
         if not isinstance(reward, Real) or not math.isfinite(reward):
             raise self._failure(method, f"gave the reward {reward!r}; give a finite number")
         return float(reward)

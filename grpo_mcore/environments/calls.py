@@ -61,8 +61,8 @@ def read_turn(
             message = _parse_response(tokenizer, context, tokens, tools)
         else:
             message = read_hermes(text)
-        calls = [_checked(call["function"]) for call in message.get("tool_calls") or []]
-    except (ValueError, TypeError) as error:  # the model's mistake, which it is told
+        calls = [_checked(call.get("function", call)) for call in message.get("tool_calls") or []]
+    except (ValueError, TypeError, RecursionError) as error:  # the model's mistake, it is told
         return Turn(text, plain, error=str(error) if tools else None)
     return Turn(text, message, calls if tools else [])
 
@@ -96,4 +96,5 @@ def _checked(function: object) -> Call:
         function["arguments"] = {}
     if not isinstance(function["arguments"], dict):
         raise ValueError("the arguments of a tool call must be an object")
+    json.dumps(function, ensure_ascii=False).encode()  # half characters fail here, not in a tool
     return Call(function["name"], function["arguments"])

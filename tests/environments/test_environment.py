@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+import threading
 
 import pytest
 
@@ -237,11 +238,6 @@ class Needy(Guess):
     def __init__(self, level): ...
 
 
-class Locked(Guess):
-    def __init__(self):
-        self.lock = asyncio.new_event_loop, open(__file__)  # noqa: SIM115
-
-
 REFUSED = {
     "number": (3, "environment=3: an environment is a class"),
     "no reset": (NoReset, "environment=NoReset: NoReset has no reset"),
@@ -250,7 +246,7 @@ REFUSED = {
     "made": (lambda: 3, "environment=<lambda>: int has no reset"),
     "arguments": (
         Needy,
-        "environment=Needy: it is called without arguments, but missing .* 'level'",
+        "environment=Needy: it is called without arguments, but missing a",
     ),
     "mapping": ({"a": Guess}, "an environment is a class"),
 }
@@ -263,10 +259,10 @@ def test_other_things_are_refused(environment, message):
 
 
 def test_an_instance_that_cannot_be_copied():
-    environment = Locked()
-    with pytest.raises(ConfigError, match="environment=Locked: .* cannot be copied"):
+    environment = Guess()
+    environment.lock = threading.Lock()
+    with pytest.raises(ConfigError, match=r"environment=Guess: .* cannot be copied"):
         check_environment(environment)
-    environment.lock[1].close()
 
 
 def test_methods_that_cannot_be_tools():

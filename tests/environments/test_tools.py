@@ -133,13 +133,17 @@ ERRORS = {
     "not closed": ('<tool_call>\n{"name": "add"}', "<tool_call> without </tool_call>"),
     "no name": ('<tool_call>{"a": 1}</tool_call>', "a tool call needs a name"),
     "no object": (call("add", "[1, 2]"), "the arguments of a tool call must be an object"),
+    "half a character": (call("add", r'{"a": "\ud800"}'), "surrogates not allowed"),
+    "too deep": (f"<tool_call>{'[' * 3000}</tool_call>", "recursion"),
     "one of two": (call("add", '{"a": 1, "b": 2}') + call("add", "{1}"), "cannot be read"),
 }
 
 
 @pytest.mark.parametrize("text, message", ERRORS.values(), ids=ERRORS.keys())
 def test_errors_are_told_to_the_model(text, message):
-    [found], _ = converse(TOKENIZER, [[USER]], [[text, "14"]], tools=TOOLS)
+    [found], _ = converse(
+        TOKENIZER, [[USER]], [[text, "14"]], tools=TOOLS, max_completion_length=10_000
+    )
     _, answer, last = found.messages
     assert answer["role"] == "tool" and answer["content"].startswith("{'error': ")
     assert message in answer["content"] and answer["content"] in TOKENIZER.decode(found.tokens)
@@ -351,37 +355,31 @@ def test_bad_tools_are_refused(tools, message):
 
 
 BAD_TEMPLATES = {
-    "none": (None, "tools=add: the tokenizer has no chat template"),
-    "no tools": ("gemma", "tools=add: the chat template does not show the model add"),
+    "none": (None, "", "", "the tokenizer has no chat template"),
+    "no tools": ("gemma", "", "", "the chat template does not show the model add"),
     "no answers": (
-        "no answers",
-        "tools=add: the chat template does not show the model what a tool",
+        "qwen2_5", "{{- message.content }}\n        {{- '\\n</tool", "{{- '\\n</tool",
+        "the chat template does not show the model what a tool answers",
     ),
-    "roles": ("no roles", "tools=add: a conversation with tools does not fit the chat template"),
-    "no end": ("no end", "tools=add: a conversation with tools cannot be continued"),
-    "other calls": ("llama3_1", "tools=add: the chat template does not write calls as <tool_call>"),
-}
-
-
-CHANGES = {
-    "no answers": (
-        "{{- message.content }}\n        {{- '\\n</tool_response>'",
-        "{{- '\\n</tool_response>'",
+    "roles": (
+        "qwen2_5", "{{- '\\n<tool_response>\\n' }}", "{{ raise_exception('tool?') }}",
+        "a conversation with tools does not fit the chat template: tool[?]",
     ),
-    "no roles": ("{{- '\\n<tool_response>\\n' }}", "{{ raise_exception('tool?') }}"),
-    "no end": ('    {%- elif message.role == "tool" %}', "    {%- elif false %}"),
-}
-"""What is otherwise in Qwen2.5's template."""
+    "no end": ("qwen3", END, ".", "a conversation with tools cannot be continued"),
+    "other calls": ("llama3_1", "", "", "the chat template does not write calls as <tool_call>"),
+}  # fmt: skip
+"""A template, what of it is replaced by what, and what is said of it."""
 
 
-@pytest.mark.parametrize("template, message", BAD_TEMPLATES.values(), ids=BAD_TEMPLATES.keys())
-def test_templates_that_cannot_do_tools_are_refused(template, message):
-    tokenizer = chat_tokenizer("qwen2_5" if template in CHANGES else template)
-    if template in CHANGES:
-        old, new = CHANGES[template]
+@pytest.mark.parametrize(
+    "template, old, new, message", BAD_TEMPLATES.values(), ids=BAD_TEMPLATES.keys()
+)
+def test_templates_that_cannot_do_tools_are_refused(template, old, new, message):
+    tokenizer = chat_tokenizer(template)
+    if old:
         assert old in tokenizer.chat_template
         tokenizer.chat_template = tokenizer.chat_template.replace(old, new)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=f"tools=add: {message}"):
         check_tools([add], tokenizer)
 
 
