@@ -3,8 +3,9 @@
 import threading
 from collections.abc import Callable, Sequence
 
+from grpo_mcore.data.chat import Text
 from grpo_mcore.rewards.specs import reward
-from grpo_mcore.rewards.text import Text, text_of
+from grpo_mcore.rewards.text import text_of
 
 PARSE_SECONDS, COMPARE_SECONDS = 10, 5
 """What one answer may take, as in TRL; then it counts as wrong. An answer such as 9^9^9^9 would

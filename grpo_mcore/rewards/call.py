@@ -1,7 +1,6 @@
 """Calls reward functions and refuses what cannot be trained on."""
 
 import asyncio
-import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -15,9 +14,11 @@ import torch
 from torch import Tensor
 
 from grpo_mcore import device
+from grpo_mcore.data.chat import Text
 from grpo_mcore.errors import KnownError
+from grpo_mcore.event_loop import event_loop
 from grpo_mcore.rewards.specs import GROUND_TRUTHS, WITHHELD, RewardSpec
-from grpo_mcore.rewards.text import Text, text_of
+from grpo_mcore.rewards.text import text_of
 
 GRACE_SECONDS = 1.0
 """How much longer than their limit the event loop has to give async functions up."""
@@ -216,15 +217,6 @@ def _in_thread(name: str, work: Callable) -> futures.Future:
     return outcome
 
 
-@functools.cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """The loop of all async functions, in a thread of its own: the one that asks may run a loop
-    already, as in a notebook, and the connections that functions keep are bound to one loop."""
-    loop = asyncio.new_event_loop()
-    _in_thread("event loop", loop.run_forever)
-    return loop
-
-
 def _start_async(
     work: list[tuple[RewardSpec, list[dict]]], step: int, timeout: float | None
 ) -> dict[str, futures.Future]:
@@ -240,7 +232,7 @@ def _start_async(
             raise _failure(spec.name, step, error) from error
 
     def start(coroutine: Coroutine) -> futures.Future:
-        return asyncio.run_coroutine_threadsafe(coroutine, _event_loop())
+        return asyncio.run_coroutine_threadsafe(coroutine, event_loop())
 
     return {spec.name: start(run(spec, given)) for spec, given in work}
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from grpo_mcore import device
+from grpo_mcore.data.chat import Text
 from grpo_mcore.errors import ConfigError
-from grpo_mcore.rewards.text import Text
 
 ROWS_AT_ONCE = 16
 """Texts in one forward pass."""

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Sequence
 
+from grpo_mcore.data.chat import Text
 from grpo_mcore.errors import ConfigError
-from grpo_mcore.rewards.text import Text, text_of
+from grpo_mcore.rewards.text import text_of
 
 _THINKING = re.compile(r"<think>(?!.*<think>).*</think>", re.DOTALL)
 

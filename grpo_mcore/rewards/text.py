@@ -1,12 +1,11 @@
-"""Prompts and completions as reward functions may be given them."""
+"""Prompts and completions as the text that functions judge."""
 
-Text = str | list[dict]
-"""Plain text, or a conversation: messages of a role and a content."""
+from grpo_mcore.data.chat import Text, is_conversation
 
 
 def text_of(text: Text) -> str:
     """Plain text as it is; of a conversation the content of the last message, "" where it has
     none, as one that only calls tools."""
-    if isinstance(text, str):
+    if not is_conversation(text):
         return text
     return text[-1].get("content") or ""
