@@ -3,7 +3,8 @@
 torchrun --nproc-per-node 4 split_worker.py MODELS OUTPUT
 
 Rank 0 writes OUTPUT, a file: case -> budget -> what was computed; and OUTPUT.packed, what was
-computed of documents in rows of their own and packed together.
+computed of documents in rows of their own and packed together; and OUTPUT.mixed, a reference that
+was mixed with what.
 """
 
 import os
@@ -40,6 +41,7 @@ TEMPERATURE = 0.2
 LENGTHS = (21, 5, 30, 9, 7, 28, 6, 31, 12, 5, 19, 8, 26, 11, 6, 17)
 
 
+ALPHA = 0.3
 PACKED = ((7, 5), (9,), (3, 4, 6), (12, 1))
 """Lengths of documents, row by row."""
 
@@ -88,9 +90,14 @@ def compute(role: Role, model: ModelConfig, budget: int | None) -> dict:
 
 
 def whole_gradients(policy: Policy) -> dict[str, torch.Tensor]:
+    return whole(policy.chunks, policy, lambda p: p.main_grad)
+
+
+def whole(chunks: torch.nn.ModuleList, policy: Policy, pick) -> dict[str, torch.Tensor]:
+    """What `pick` takes of each parameter of chunks like the policy's, by Hugging Face name."""
     plan = make_plan(policy.chunks, policy.shape, policy.role, 1 << 18, 4)
-    pick = policy.chunks, policy.shape, plan, policy.role, lambda p: p.main_grad
-    return {k: v.clone() for tensors in stream_tensors(*pick) for k, v in tensors.items()}
+    streams = stream_tensors(chunks, policy.shape, plan, policy.role, pick)
+    return {k: v.clone() for tensors in streams for k, v in tensors.items()}
 
 
 def document_batches(multiple: int) -> tuple[Batch, Batch]:
@@ -164,6 +171,20 @@ def compute_packed(role: Role, model: ModelConfig) -> dict:
     return found
 
 
+def compute_mixed(role: Role, model: ModelConfig) -> dict:
+    """A reference before and after it was mixed twice with a policy in training, and the policies."""
+    shape = read_shape("model.path", model.path)
+    config = TrainingConfig(per_device_train_batch_size=2, learning_rate=1e-2)
+    policy, reference = Policy(role, shape, model, config), Reference(role, shape, model, config)
+    found = {"before": whole(reference.chunks, policy, lambda p: p.data), "policies": []}
+    for _ in range(2):
+        policy.compute_gradients(ragged_batch(policy.length_multiple), loss)
+        policy.step()
+        reference.mix(policy, ALPHA)
+        found["policies"].append(whole(policy.chunks, policy, lambda p: p.data))
+    return found | {"after": whole(reference.chunks, policy, lambda p: p.data)}
+
+
 def main() -> None:
     models, output = Path(sys.argv[1]), Path(sys.argv[2])
     found: dict = {}
@@ -174,7 +195,7 @@ def main() -> None:
             found[name] = {budget: compute(role, model, budget) for budget in BUDGETS}
             if role.rank == 0:
                 torch.save(found, output)
-    packed = {}
+    packed, mixed = {}, None
     for layout in (Layout(2, 2, 1), Layout()):
         if int(os.environ["RANK"]) < layout.size:
             os.environ["WORLD_SIZE"] = str(layout.size)
@@ -183,8 +204,10 @@ def main() -> None:
             )
             with join({"policy": layout}, "colocated", 120) as world:
                 packed[str(layout)] = compute_packed(world.roles["policy"], model)
+                mixed = mixed or compute_mixed(world.roles["policy"], model)
     if int(os.environ["RANK"]) == 0:
         torch.save(packed, f"{output}.packed")
+        torch.save(mixed, f"{output}.mixed")
 
 
 if __name__ == "__main__":

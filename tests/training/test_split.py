@@ -1,6 +1,7 @@
 """What is computed of a batch does not depend on the micro-batches it is cut into, nor on the rows
-that documents are packed in."""
+that documents are packed in. References move as TRL's."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from grpo_mcore.config import ConfigError, ModelConfig
 from grpo_mcore.models.inputs import check_packing
 from grpo_mcore.models.shape import ModelShape
 from tests.end_to_end.conftest import run_command, torchrun
-from tests.training.split_worker import BUDGETS, CASES, PACKED
+from tests.training.split_worker import ALPHA, BUDGETS, CASES, PACKED
 
 SHAPE = ModelShape("llama", 128, 160, 2, 4, 2, 32, 500, 128, 1e-5, 1e4, False)
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
@@ -88,6 +89,32 @@ def test_packed_documents_are_as_if_alone(output, layout, kind):
     for name, gradient in expected["gradients"].items():
         assert gradient.abs().max() > 1e-5, name
         assert (found["gradients"][name] - gradient).abs().max() <= 1e-6, name
+
+
+MIX = """
+import sys
+import torch
+from trl.trainer.callbacks import SyncRefModelCallback
+
+found = torch.load(sys.argv[1])
+def parameters(tensors):
+    return torch.nn.ParameterList(tensors[name] for name in found["before"])
+reference = parameters(found["before"])
+for policy in found["policies"]:
+    SyncRefModelCallback._sync_target_model(parameters(policy), reference, float(sys.argv[2]))
+torch.save(dict(zip(found["before"], reference)), sys.argv[3])
+"""
+
+
+def test_a_reference_moves_as_trls(output, tmp_path):
+    # In a process of its own: in one that Megatron was bridged to the CPU in, torch is not itself.
+    path = f"{output}.mixed"
+    run_command([sys.executable, "-c", MIX, path, ALPHA, tmp_path / "expected.pt"])
+    expected, found = torch.load(tmp_path / "expected.pt"), torch.load(path)
+    assert found["after"].keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found["after"][name], tensor), name
+        assert not torch.equal(found["before"][name], tensor), name
 
 
 def test_packing_that_cannot_be():
