@@ -1,8 +1,10 @@
-"""Saves a policy with all that its run needs to go on, and loads it, at any layout.
+"""Saves a policy with all that its run needs to go on, and loads it, at any layout. A reference
+that moves is saved beside it.
 
     iter_0000040/
       __0_0.distcp ...  common.pt  .metadata  metadata.json    Megatron's distributed checkpoint
       state.json              the loop's and the trainer's own state
+      tensors.safetensors     the trainer's tensors, if it has any
       random_00000.json ...   every rank's random generators
       config.yaml             the whole configuration
       hf/                     the model's configuration, tokenizer and chat template
@@ -25,22 +27,29 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import torch
 import yaml
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
+from torch.nn import ModuleList
 
 from grpo_mcore.checkpoint import folder, manifest
 from grpo_mcore.checkpoint.optimizer_state import load_states, sharded_states
 from grpo_mcore.checkpoint.pickles import check_pickles
 from grpo_mcore.checkpoint.random_state import random_state, restore_random_state
-from grpo_mcore.config import TeacherGRPOConfig
+from grpo_mcore.config import TrainingConfig
 from grpo_mcore.errors import FilesError
 from grpo_mcore.models.hf_files import copy_companions
-from grpo_mcore.training.policy import Policy
+from grpo_mcore.training.policy import Policy, Reference
 
 STATE = "state.json"
+TENSORS = "tensors.safetensors"
 CONFIG = "config.yaml"
 _OF_RANK = re.compile(r"(?:__|random_)(\d+)[_.]")
 
@@ -49,23 +58,38 @@ class CheckpointWriter:
     """Saves a policy after some of its steps. Every method is called by all ranks of its role,
     which must be the process's default group (Megatron takes no other)."""
 
-    def __init__(self, policy: Policy, directory: Path, model_path: str, config: TeacherGRPOConfig):
+    def __init__(
+        self,
+        policy: Policy,
+        directory: Path,
+        model_path: str,
+        config: TrainingConfig,
+        reference: Reference | None = None,
+    ):
         """
         Args:
             directory: the folder of all checkpoints.
             model_path: the Hugging Face directory that the policy was loaded from.
+            reference: one to be saved too, as it is no longer the model there.
         """
-        self.policy, self.directory = policy, directory
+        self.policy, self.reference, self.directory = policy, reference, directory
         self.model_path, self.config = model_path, config
         self.under_way = AsyncCallsQueue()
         self.step = 0
 
-    def save(self, step: int, state: dict, best: int | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: dict,
+        best: int | None = None,
+        tensors: dict[str, Tensor] | None = None,
+    ) -> None:
         """Saves the policy after `step` steps; with `async_save`, only begins to.
 
         Args:
             state: what `load_checkpoint` shall return: JSON.
             best: the step of the best checkpoint so far, to be kept.
+            tensors: what it shall return as "tensors"; the same on all ranks, on the CPU.
 
         Raises:
             FilesError: when it cannot be written; checkpoints before it are as they were.
@@ -77,14 +101,14 @@ class CheckpointWriter:
             work = Path(role.once(lambda: str(folder.start(self.directory, step))))
             filesystem_async._results_queue = _Results()
             request = dist_checkpointing.save(
-                _sharded_state(self.policy, is_loading=False)
+                _sharded_state(self.policy, self.reference, is_loading=False)
                 | {"step": step, "hf_model": str(Path(self.model_path).resolve())},
                 str(work),
                 async_sharded_save=True,
                 # Not all ranks hold gathered states (see optimizer_state).
                 preprocess_common_before_consistancy_check=lambda common: {},
             )
-            role.once(lambda: self._describe(work, state | {"step": step}))
+            role.once(lambda: self._describe(work, state | {"step": step}, tensors or {}))
             write_json(work / f"random_{role.rank:05d}.json", random_state())
             request.add_finalize_fn(partial(self._complete, step, work, best))
             if self.config.async_save:
@@ -102,8 +126,12 @@ class CheckpointWriter:
         with self._one_line():
             self.under_way.maybe_finalize_async_calls(blocking=True)
 
-    def _describe(self, work: Path, state: dict) -> None:
+    def _describe(self, work: Path, state: dict, tensors: dict[str, Tensor]) -> None:
         write_json(work / STATE, state | {"layout": str(self.policy.role.layout)})
+        if tensors:
+            # It wants each in memory of its own. Were it to write, a full disk were no OSError.
+            own = {k: t.clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
+            (work / TENSORS).write_bytes(to_safetensors(own))
         (work / CONFIG).write_text(yaml.safe_dump(asdict(self.config), sort_keys=False))
         copy_companions(self.model_path, work / folder.COMPANIONS)
 
@@ -140,24 +168,26 @@ class CheckpointWriter:
             ) from error
 
 
-def load_checkpoint(policy: Policy, checkpoint: Path) -> dict:
-    """Loads a checkpoint, whose manifest was verified, into the policy. Random generators are set
-    where the layout is the one that was saved.
+def load_checkpoint(policy: Policy, checkpoint: Path, reference: Reference | None = None) -> dict:
+    """Loads a checkpoint, whose manifest was verified, into the policy, and into `reference`, which
+    must have been saved too. Random generators are set where the layout is the one that was saved.
 
     Returns:
-        The state given to `save`, with "step", the number of steps it had made.
+        The state given to `save`, with "step", the number of steps it had made, and "tensors".
 
     Raises:
         FilesError: when a file of it could run code.
     """
     role = policy.role
     role.once(lambda: check_pickles(checkpoint))
-    state = _sharded_state(policy, is_loading=True)
+    state = _sharded_state(policy, reference, is_loading=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch, about what Megatron uses of it
         loaded = dist_checkpointing.load(state, str(checkpoint))
     for number, chunk in enumerate(policy.chunks):
         chunk.load_state_dict(loaded["model"][number])
+    for number, chunk in enumerate(reference.chunks if reference else ()):
+        chunk.load_state_dict(loaded["reference"][number])
     load_states(policy.optimizer, loaded["optimizer"], saved_parts=loaded["optimizers"])
     policy.scheduler.load_state_dict(loaded["scheduler"])
     policy.version = loaded["version"]
@@ -165,27 +195,34 @@ def load_checkpoint(policy: Policy, checkpoint: Path) -> dict:
     if state.pop("layout") == str(role.layout):
         text = (checkpoint / f"random_{role.rank:05d}.json").read_text()
         restore_random_state(json.loads(text))
-    return state
+    tensors = checkpoint / TENSORS
+    return state | {"tensors": load_file(tensors) if tensors.exists() else {}}
 
 
 def write_json(file: Path, content: dict) -> None:
     file.write_text(json.dumps(content))
 
 
-def _sharded_state(policy: Policy, is_loading: bool) -> dict:
+def _sharded_state(policy: Policy, reference: Reference | None, is_loading: bool) -> dict:
     metadata = {"dp_cp_group": policy.role.groups.dp_cp}
     with _data_parallel_rank(policy):
-        model = {
-            number: chunk.sharded_state_dict(metadata=metadata)
-            for number, chunk in enumerate(policy.chunks)
-        }
+        model = _sharded_model(policy.chunks, metadata)
         optimizer = sharded_states(policy.optimizer, model, is_loading, metadata)
+        other = {"reference": _sharded_model(reference.chunks, metadata)} if reference else {}
+    add_prefix_for_sharding(other, "reference.")
     return {
         "model": model,
         "optimizer": optimizer,
         "optimizers": len(optimizer),
         "scheduler": policy.scheduler.state_dict(),
         "version": policy.version,
+        **other,
+    }
+
+
+def _sharded_model(chunks: ModuleList, metadata: dict) -> dict[int, dict]:
+    return {
+        number: chunk.sharded_state_dict(metadata=metadata) for number, chunk in enumerate(chunks)
     }
 
 

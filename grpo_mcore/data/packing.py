@@ -40,19 +40,35 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def boundaries(documents: Sequence[int], length: int) -> Tensor:
-    """int32 [documents + 1] positions where the documents of a row of `length` tokens begin, and
-    its end; padding counts as a last document. These are Transformer Engine's `cu_seqlens`.
+def number_documents(documents: Sequence[Sequence[int]], length: int) -> Tensor:
+    """int64 [rows, length], of each token the number of its document in its row; padding counts as
+    a last document.
 
     Args:
-        documents: lengths of the row's documents, in order.
+        documents: lengths of each row's documents, in order; what is left is padding.
     """
-    ends = torch.tensor([0, *documents], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return ends if ends[-1] == length else torch.cat([ends, ends.new_tensor([length])])
+    rows = []
+    for lengths in documents:
+        parts = torch.tensor([*lengths, length - sum(lengths)])
+        rows.append(torch.repeat_interleave(torch.arange(len(parts)), parts))
+    return torch.stack(rows)
 
 
-def hidden_pairs(documents: Sequence[Sequence[int]], length: int) -> Tensor:
-    """bool [rows, 1, length, length], true where a token (dim 2) may not attend to another (dim 3):
+def boundaries(documents: Tensor) -> Tensor:
+    """int32 [documents + 1] positions where documents begin when the rows are laid end to end, and
+    the end of the last. These are Transformer Engine's `cu_seqlens`.
+
+    Args:
+        documents: [rows, tokens] as of `number_documents`.
+    """
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    starts = begins.flatten().nonzero().squeeze(1)
+    return torch.cat([starts, starts.new_tensor([documents.numel()])]).int()
+
+
+def hidden_pairs(documents: Tensor) -> Tensor:
+    """bool [rows, 1, tokens, tokens], true where a token (dim 2) may not attend to another (dim 3):
     a later one, or one of another document.
 
     As `attention_mask` it keeps documents apart in Megatron's own layers, except in layers with a
@@ -61,12 +77,8 @@ def hidden_pairs(documents: Sequence[Sequence[int]], length: int) -> Tensor:
     depends on their differences alone.
 
     Args:
-        documents: lengths of each row's documents, in order; what is left is padding.
+        documents: [rows, tokens] as of `number_documents`.
     """
-    number = torch.zeros(len(documents), length, dtype=torch.long)
-    for row, lengths in enumerate(documents):
-        parts = torch.tensor([*lengths, length - sum(lengths)])
-        number[row] = torch.repeat_interleave(torch.arange(len(parts)), parts)
-    other = number[:, :, None] != number[:, None, :]
-    later = torch.ones(length, length, dtype=torch.bool).triu(1)
+    other = documents[:, :, None] != documents[:, None, :]
+    later = torch.ones_like(other[0]).triu(1)
     return (other | later).unsqueeze(1)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 Batch = dict[str, Tensor]
 """Tensors [sequences] or [sequences, tokens]; "tokens" and "mask" [sequences, tokens] are always
-there. "lengths" [sequences]: what is left of each row when the padding at its end is cut off."""
+there. "lengths" [sequences]: what is left of each row when the padding at its end is cut off.
+"documents" [sequences, tokens] (`data.packing.number_documents`): tokens attend only within their
+document."""
 
 
 def pad_batch(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import ModuleList
 
 from grpo_mcore import device
+from grpo_mcore.models.inputs import packed_inputs, plain_inputs
 from grpo_mcore.models.log_probs import log_probs_and_entropy
 from grpo_mcore.models.transformer_engine import share_scales
 from grpo_mcore.parallel.groups import Role
@@ -39,17 +40,24 @@ def run_pipeline(
     config = get_model_config(chunks[0])
     if config.fp8:
         share_scales(role.groups)
-    sequences, length = parts[0]["tokens"].shape
+    sequences, length = shape = parts[0]["tokens"].shape
     # Stages then tell each other the shape before what they send. Megatron's constructor refuses
     # this for one kind of experts, which it does not harm.
-    config.variable_seq_lengths = any(part["tokens"].shape != (sequences, length) for part in parts)
+    config.variable_seq_lengths = any(part["tokens"].shape != shape for part in parts)
+    fused = config.transformer_impl == "transformer_engine"
+    if fused and "documents" in parts[0]:
+        sequences, length = 1, sequences * length  # see packed_inputs
 
     def forward_step(iterator, model):
         part = {name: t.to(device.torch_device()) for name, t in next(iterator).items()}
-        tokens = part["tokens"]
-        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        logits = model(tokens, positions, attention_mask=None)
-        return logits, partial(on_output, part)
+        if "documents" in part:
+            inputs = packed_inputs(part["tokens"], part["documents"], fused)
+        else:
+            inputs = plain_inputs(part["tokens"])
+        return model(**inputs), partial(collect, part)
+
+    def collect(part: Batch, logits: Tensor):
+        return on_output(part, logits.view(*part["tokens"].shape, -1))
 
     # One stage talks to nobody; Megatron wants the communicator exactly when there are several.
     several = role.layout.pipeline > 1

@@ -14,7 +14,7 @@ from grpo_mcore.models.build import load_model
 from grpo_mcore.models.log_probs import log_probs_and_entropy
 from grpo_mcore.models.lora import adapters_disabled, add_adapters
 from grpo_mcore.models.shape import ModelShape
-from grpo_mcore.models.transformer_engine import gather_fields
+from grpo_mcore.models.transformer_engine import gather_fields, read_weight, write_weight
 from grpo_mcore.objectives.metrics import combine, mean_of
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.training.batch import Batch
@@ -126,7 +126,11 @@ class Policy:
 
 
 class Reference:
-    """The frozen initial policy, for the KL term."""
+    """The initial policy, for the KL term; frozen, but for `mix`.
+
+    Attributes:
+        chunks: the model's parts on this rank, as a policy's.
+    """
 
     @torch.no_grad()  # FP8 parameters then keep nothing for an optimizer
     def __init__(self, role: Role, shape: ModelShape, model: ModelConfig, config: TrainingConfig):
@@ -136,6 +140,16 @@ class Reference:
     def log_probs(self, batch: Batch, temperature: float) -> Tensor:
         """[sequences, tokens] of the whole batch, as `Policy.log_probs`."""
         return compute_log_probs(self.chunks, self.split, batch, self.shape.vocab, temperature)[0]
+
+    @torch.no_grad()
+    def mix(self, policy: Policy, alpha: float) -> None:
+        """Moves the reference towards `policy`, of the same role and model: to
+        alpha policy + (1 - alpha) reference (TR-DPO's soft update, arXiv:2404.09656). Every rank
+        mixes its own shards."""
+        own, others = self.chunks.parameters(), policy.chunks.parameters()
+        for parameter, other in zip(own, others, strict=True):
+            mixed = read_weight(parameter)  # itself, unless it is held in FP8
+            write_weight(parameter, mixed.mul_(1 - alpha).add_(read_weight(other), alpha=alpha))
 
 
 class BaseReference:

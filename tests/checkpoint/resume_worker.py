@@ -30,7 +30,7 @@ from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import join
 from grpo_mcore.training.batch import pad_batch
-from grpo_mcore.training.policy import Policy
+from grpo_mcore.training.policy import Policy, Reference
 from grpo_mcore.weights.gather import stream_tensors
 from grpo_mcore.weights.plan import make_plan
 
@@ -41,6 +41,8 @@ CASES = {
     "distributed_bf16": ("llama3", "bfloat16", True),
     "adapters": ("qwen3_tied", "float32", True),
     "adapters_bf16": ("llama3", "bfloat16", False),
+    "moving": ("qwen3_tied", "float32", True),
+    "moving_bf16": ("llama3", "bfloat16", False),
     "experts": ("qwen3_moe", "float32", True),
     "experts_joined": ("qwen3_moe", "float32", False),
 }
@@ -55,6 +57,8 @@ LORA = {
     "adapters_bf16": LoraConfig(lora_dropout=0.1),
 }
 """What is trained in place of the model's weights."""
+MOVING = ("moving", "moving_bf16")
+"""Cases with a reference, which moves after every step."""
 LAYOUTS = ("1x2x2", "2x1x2", "2x2x1", "1x1x1")
 """Saved at the first, loaded at each."""
 CURES = {
@@ -63,6 +67,8 @@ CURES = {
     "_set_main_param_and_optimizer_states": distributed_adam.CuredPlainAdam,
     "load_state_dict": distributed_adam.CuredPlainAdam,
 }
+BESIDE = ("plain", "distributed", "moving")
+"""Cases saved while training goes on."""
 SAVED, LAST = 2, 4
 
 
@@ -90,20 +96,32 @@ class Run:
         )
         lora = LORA.get(case)
         self.policy = Policy(role, self.shape, model, self.config, lora)
+        self.reference = None
+        if case in MOVING:
+            self.reference = Reference(role, self.shape, model, self.config)
         trained = adapter_rules(self.shape, lora, fused_norms=False) if lora else None
         self.plan = make_plan(self.policy.chunks, self.shape, role, 1 << 20, 4, trained)
 
     def writer(self, directory: Path) -> CheckpointWriter:
-        return CheckpointWriter(self.policy, directory, self.config.teacher.path, self.config)
+        path = self.config.teacher.path
+        return CheckpointWriter(self.policy, directory, path, self.config, self.reference)
+
+    def load(self, checkpoint: Path) -> dict:
+        return load_checkpoint(self.policy, checkpoint, self.reference)
 
     def train(self, steps: range) -> dict:
         """Losses, each step's gradients and the weights after them, as Hugging Face tensors."""
         losses, gradients = [], []
         for step in steps:
-            losses.append(self.policy.compute_gradients(batch(step), loss)["loss"])
+            made = batch(step)
+            if self.reference:
+                made["reference"] = self.reference.log_probs(made, 1.0)
+            losses.append(self.policy.compute_gradients(made, loss)["loss"])
             self.gather_gradients()
             gradients.append(self.whole(lambda p: p.main_grad))
             self.policy.step()
+            if self.reference:
+                self.reference.mix(self.policy, 0.3)
         weights = self.whole(lambda p: p.data)
         return {"losses": losses, "gradients": gradients, "weights": weights}
 
@@ -149,7 +167,17 @@ def batch(step: int):
 
 def loss(log_probs, _, part):
     share = sft_loss(log_probs, part["weights"])
+    if "reference" in part:
+        share = share + 50 * (part["weights"] * (log_probs - part["reference"]).square()).sum()
     return share, {"loss": share}
+
+
+def tensors_of(case: str) -> dict[str, torch.Tensor]:
+    """What a trainer might give to be saved: here two views of one tensor, in some cases only."""
+    if case not in MOVING:
+        return {}
+    columns = torch.arange(12.0).view(6, 2)
+    return {"left": columns[:, 0], "right": columns[:, 1].long()}
 
 
 def save_and_go_on(role: Role, models: Path, directory: Path, cases: list[str]) -> dict:
@@ -158,7 +186,7 @@ def save_and_go_on(role: Role, models: Path, directory: Path, cases: list[str]) 
         run = Run(role, models, case)
         run.train(range(SAVED))
         seed(case)
-        run.writer(directory / case).save(SAVED, {"mine": case})
+        run.writer(directory / case).save(SAVED, {"mine": case}, tensors=tensors_of(case))
         found[case] = {"drawn": draw()} | run.train(range(SAVED, LAST))
     return found
 
@@ -170,11 +198,17 @@ def load_and_go_on(role: Role, models: Path, directory: Path, cases: list[str]) 
     for case in cases:
         run = Run(role, models, case)
         seed("another")
-        state = load_checkpoint(run.policy, checkpoint_at(directory / case, SAVED))
+        state = run.load(checkpoint_at(directory / case, SAVED))
         drawn = draw()
-        run.writer(directory / f"{case} {at}").save(SAVED, state)
+        tensors = state.pop("tensors")
+        run.writer(directory / f"{case} {at}").save(SAVED, state, tensors=tensors)
         found[case] = run.train(range(SAVED, LAST))
-        found[case] |= {"state": state, "version": run.policy.version, "drawn": drawn}
+        found[case] |= {
+            "state": state,
+            "tensors": tensors,
+            "version": run.policy.version,
+            "drawn": drawn,
+        }
     return found
 
 
@@ -195,11 +229,11 @@ def load_without_cures(role: Role, models: Path, directory: Path) -> dict:
 
 def save_beside_steps(role: Role, models: Path, directory: Path) -> None:
     """One asynchronous save, with a step before it is complete; the same state saved at once."""
-    for case in ("plain", "distributed"):
+    for case in BESIDE:
         run = Run(role, models, case, async_save=True)
         run.train(range(SAVED))
         begun = run.writer(directory / f"{case} async")
-        begun.save(SAVED, {})
+        begun.save(SAVED, {}, tensors=tensors_of(case))
         run.config.async_save = False
         run.writer(directory / f"{case} sync").save(SAVED, {})
         run.train(range(SAVED, SAVED + 1))
@@ -288,7 +322,7 @@ def load_with_other_settings(role: Role, models: Path, directory: Path) -> dict:
     found = {}
     for case in ("plain", "distributed"):
         run = Run(role, models, case, learning_rate=5e-5, adam_beta2=0.9, adam_epsilon=1e-6)
-        load_checkpoint(run.policy, checkpoint_at(directory / case, SAVED))
+        run.load(checkpoint_at(directory / case, SAVED))
         group = run.policy.optimizer.param_groups[0]
         found[case] = [group["max_lr"], *group["betas"], group["eps"]]
         run.train(range(SAVED, SAVED + 1))

@@ -10,7 +10,17 @@ from checkpoints_convert.megatron import MegatronModel
 from grpo_mcore.checkpoint import folder
 from grpo_mcore.checkpoint.manifest import NAME, first_fault, read_manifest
 from grpo_mcore.errors import FilesError
-from tests.checkpoint.resume_worker import CASES, CURES, JOINED, LAST, LAYOUTS, SAVED
+from tests.checkpoint.resume_worker import (
+    BESIDE,
+    CASES,
+    CURES,
+    JOINED,
+    LAST,
+    LAYOUTS,
+    MOVING,
+    SAVED,
+    tensors_of,
+)  # fmt: skip
 from tests.end_to_end.conftest import run_command, torchrun
 
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
@@ -63,6 +73,27 @@ def test_training_goes_on_at_another_layout(results, case, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@EVERY_CASE
+def test_tensors_come_back(results, directory, case, layout):
+    assert differences(tensors_of(case), results[layout]["found"][case]["tensors"]) == []
+    listed = read_manifest(folder.checkpoint_at(directory / case, SAVED))
+    assert ("tensors.safetensors" in listed) == (case in MOVING)
+
+
+@pytest.mark.parametrize("case", MOVING)
+def test_the_reference_lies_beside_the_policy(results, directory, case):
+    tensors = results[LAYOUTS[-1]]["tensors"][case]
+    references = {name for name in tensors if name.startswith("reference.")}
+    policys = {f"reference.{name}" for name in tensors if f"reference.{name}" in references}
+    assert references == policys and len(references) > 8
+    for name in references:
+        assert not torch.equal(tensors[name], tensors[name.removeprefix("reference.")]), name
+    model = MegatronModel(folder.checkpoint_at(directory / case, SAVED))  # is the policy
+    norm = tensors["decoder.final_layernorm.weight"]
+    assert torch.equal(model.read("model.norm.weight"), norm)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", ["plain", "distributed"])
 def test_a_resumed_run_goes_by_its_own_settings(results, case, layout):
     rate, *others, used = results[layout]["settings"][case]
@@ -97,11 +128,13 @@ def test_each_cure_of_the_distributed_optimizer_is_needed(results, cure):
         assert differences(expected["weights"], found["weights"])
 
 
-@pytest.mark.parametrize("case", ["plain", "distributed"])
+@pytest.mark.parametrize("case", BESIDE)
 def test_an_asynchronous_save_is_of_the_step_it_was_asked_for(results, directory, case):
     tensors = results[LAYOUTS[-1]]["tensors"]
     assert differences(tensors[f"{case} sync"], tensors[f"{case} async"]) == []
     assert is_valid(directory / f"{case} async", SAVED)
+    file = folder.checkpoint_at(directory / f"{case} async", SAVED) / "tensors.safetensors"
+    assert file.exists() == bool(tensors_of(case))
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(results, directory):

@@ -1,22 +1,34 @@
-"""What is computed of a batch does not depend on the micro-batches it is cut into."""
+"""What is computed of a batch does not depend on the micro-batches it is cut into, nor on the rows
+that documents are packed in. References move as TRL's."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from grpo_mcore.config import ConfigError, ModelConfig
+from grpo_mcore.models.inputs import check_packing
+from grpo_mcore.models.shape import ModelShape
 from tests.end_to_end.conftest import run_command, torchrun
-from tests.training.split_worker import BUDGETS, CASES
+from tests.training.split_worker import ALPHA, BUDGETS, CASES, PACKED
 
+SHAPE = ModelShape("llama", 128, 160, 2, 4, 2, 32, 500, 128, 1e-5, 1e4, False)
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 EVERY_BUDGET = pytest.mark.parametrize("budget", BUDGETS[1:])
 
 
 @pytest.fixture(scope="module")
-def results(tiny_models, tmp_path_factory) -> dict:
+def output(tiny_models, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("split") / "found.pt"
     worker = Path(__file__).with_name("split_worker.py")
     run_command(torchrun(4, worker, tiny_models, output))
+    return output
+
+
+@pytest.fixture(scope="module")
+def results(output) -> dict:
     return torch.load(output, weights_only=False)
 
 
@@ -63,3 +75,52 @@ def test_micro_batches_have_the_shapes_that_were_asked_for(results, case):
             assert all(n == 1 or n * length <= budget for parts in ranks for n, length in parts)
         elif budget is None:
             assert set(ranks[0]) == {(2, 32 if settings.get("sequence_parallel") else 31)}
+
+
+@pytest.mark.parametrize("layout", ["1x1x1", "2x2x1"])
+@pytest.mark.parametrize("kind", ["packed", "end to end"])
+def test_packed_documents_are_as_if_alone(output, layout, kind):
+    found = torch.load(f"{output}.packed", weights_only=False)[layout]
+    expected, found = found["alone"], found[kind]
+    for one, other in zip(expected["logits"], found["logits"], strict=True):
+        assert (one - other).abs().max() <= 1e-5
+    assert len(expected["logits"]) == sum(map(len, PACKED))
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-6)
+    for name, gradient in expected["gradients"].items():
+        assert gradient.abs().max() > 1e-5, name
+        assert (found["gradients"][name] - gradient).abs().max() <= 1e-6, name
+
+
+MIX = """
+import sys
+import torch
+from trl.trainer.callbacks import SyncRefModelCallback
+
+found = torch.load(sys.argv[1])
+def parameters(tensors):
+    return torch.nn.ParameterList(tensors[name] for name in found["before"])
+reference = parameters(found["before"])
+for policy in found["policies"]:
+    SyncRefModelCallback._sync_target_model(parameters(policy), reference, float(sys.argv[2]))
+torch.save(dict(zip(found["before"], reference)), sys.argv[3])
+"""
+
+
+def test_a_reference_moves_as_trls(output, tmp_path):
+    # In a process of its own: in one that Megatron was bridged to the CPU in, torch is not itself.
+    path = f"{output}.mixed"
+    run_command([sys.executable, "-c", MIX, path, ALPHA, tmp_path / "expected.pt"])
+    expected, found = torch.load(tmp_path / "expected.pt"), torch.load(path)
+    assert found["after"].keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found["after"][name], tensor), name
+        assert not torch.equal(found["before"][name], tensor), name
+
+
+def test_packing_that_cannot_be():
+    model = ModelConfig("there")
+    check_packing("model", SHAPE, model)
+    with pytest.raises(ConfigError, match=r"packing=true: model\.path=there has layers with a sl"):
+        check_packing("model", replace(SHAPE, window=8), model)
+    with pytest.raises(ConfigError, match=r"needs model\.dtype=bfloat16, not float32, or"):
+        check_packing("model", SHAPE, replace(model, layers="transformer_engine"))
