@@ -49,12 +49,14 @@ def refusal(*arguments, **settings) -> str:
     return str(caught.value)
 
 
+@pytest.mark.seed(2, 40)
 def test_a_directory_is_itself(source, tmp_path):
     assert local_model("model", str(source), tmp_path) == str(source)
     assert local_model("model", source, tmp_path, revision="main") == str(source)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.seed(2, 40)
 def test_of_a_model_at_the_hub_what_it_needs_is_downloaded_once(hub, source, tmp_path):
     kept = {path.name: path.read_bytes() for path in source.iterdir()}
     more = ("original/model.safetensors", "pytorch_model.bin", "README.md", "model.gguf")
@@ -90,6 +92,7 @@ def test_what_is_nowhere_is_named_with_the_cause(hub, name, tmp_path):
     assert message.endswith("the path of a directory would do as well")
 
 
+@pytest.mark.seed(2, 7, 40)
 def test_an_object_is_saved_with_its_tokenizer(model, source, tmp_path):
     with torch.no_grad():
         model.model.norm.weight += 1
@@ -104,6 +107,7 @@ def test_an_object_is_saved_with_its_tokenizer(model, source, tmp_path):
     assert transformers.AutoConfig.from_pretrained(found).tie_word_embeddings
 
 
+@pytest.mark.seed(7)
 def test_its_tokenizer_may_be_given(model, source, tmp_path):
     model.config._name_or_path = ""
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
@@ -169,6 +173,7 @@ def test_adapters_are_asked_for_apart(model, tmp_path):
     )
 
 
+@pytest.mark.seed(2, 40)
 @pytest.mark.parametrize("model", [3, None, torch.nn.Linear(1, 1), transformers.Qwen2Config])
 def test_what_is_no_model_is_refused(model, tmp_path):
     assert refusal(model, tmp_path).startswith(
@@ -190,6 +195,7 @@ def uploaded(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.seed(54)
 def test_a_folder_is_pushed_whole(hub, folder):
     made = push_folder(folder, "mine", "Done", token="hf_secret", private=True)
     assert hub.files == {(f"{USER}/mine", "main"): uploaded(folder)}
@@ -208,11 +214,13 @@ def test_pushing_again_keeps_what_else_is_there(hub, folder):
     assert hub.commits[-1][2] == "End of training"
 
 
+@pytest.mark.seed(54)
 def test_a_branch_is_made_for_a_revision(hub, folder):
     push_folder(folder, "org/model", token="hf_secret", revision="try")
     assert hub.files == {("org/model", "main"): {}, ("org/model", "try"): uploaded(folder)}
 
 
+@pytest.mark.seed(54)
 def test_not_blocking_a_future_has_the_commit_or_the_error(hub, folder):
     future = push_folder(folder, "org/model", token="hf_secret", blocking=False)
     assert future.result(timeout=60).oid == SHA
