@@ -20,6 +20,11 @@ class ConfigError(KnownError, ValueError):
     """A setting that cannot work: one line naming the key, its value and what would fit."""
 
 
+def one_line(error: BaseException) -> str:
+    """What `error` says, without line breaks; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
     """The error for `key`, with the nearest of the `known` keys: of the same name in another
     section, or else of a similar name, in its own section first."""

@@ -76,6 +76,8 @@ class CheckpointWriter:
         self.model_path, self.config = model_path, config
         self.under_way = AsyncCallsQueue()
         self.step = 0
+        self.completed: list[int] = []
+        """Steps whose checkpoints have been completed, for whoever wants to know."""
 
     def save(
         self,
@@ -152,6 +154,7 @@ class CheckpointWriter:
                 folder.prune(self.directory, step, limit, best)
 
         role.once(publish)
+        self.completed.append(step)
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:

@@ -242,7 +242,7 @@ class GRPOConfig(_ModelTrainingConfig, GroupConfig, TeachingConfig):
     """Completions of each prompt in evaluations; None: num_generations."""
     chat_template_kwargs: dict | None = None
     max_tool_calling_iterations: int | None = None
-    """Turns of a conversation with tools or an environment at most."""
+    """How often tools or an environment answer in a conversation at most; None: any number."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     use_vllm: InitVar[bool] = True

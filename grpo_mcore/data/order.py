@@ -90,6 +90,10 @@ class GenerationCycle:
             for micro in range(first, first + self.gradient_accumulation_steps)
         ]
 
+    def first_step(self, generation: int) -> int:
+        """The optimizer step that uses generation `generation` first."""
+        return generation * self.micro_steps // self.gradient_accumulation_steps
+
     def steps(self, epochs: float, generations: int) -> int:
         """Optimizer steps in `epochs` epochs of `generations` generations each, as transformers'
         Trainer counts them. (Where an epoch's micro-steps do not divide by the accumulation, its

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
+from grpo_mcore.errors import one_line
+
 
 class Tokenizer:
     """A model directory's tokenizer, as prompts and completions need it."""
@@ -50,6 +52,24 @@ class Tokenizer:
             declared = json.loads(file.read_text()).get("eos_token_id")
             ends |= set(declared if isinstance(declared, list) else [declared])
         return sorted(ends - {None})
+
+
+def saved_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer saved with the model at a path or hub id.
+
+    Raises:
+        ValueError: when there is none; the text says why in one line.
+    """
+    try:
+        tokenizer = (
+            _load(source) if Path(source).is_dir() else AutoTokenizer.from_pretrained(source)
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(one_line(error)) from error
+    # Where there are no files, transformers makes one that knows no word.
+    if tokenizer("yes")["input_ids"] == tokenizer("no")["input_ids"]:
+        raise ValueError("no files of one")
+    return tokenizer
 
 
 def _load(path: str) -> PreTrainedTokenizerBase:

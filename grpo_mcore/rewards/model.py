@@ -8,7 +8,7 @@ from torch import nn
 
 from grpo_mcore import device
 from grpo_mcore.data.chat import Text
-from grpo_mcore.errors import ConfigError
+from grpo_mcore.errors import ConfigError, one_line
 
 ROWS_AT_ONCE = 16
 """Texts in one forward pass."""
@@ -46,7 +46,7 @@ class RewardModel:
             try:
                 config = AutoConfig.from_pretrained(source)
             except (OSError, ValueError) as error:
-                raise ConfigError(f"{self.where}: no model there: {_one_line(error)}") from error
+                raise ConfigError(f"{self.where}: no model there: {one_line(error)}") from error
         else:
             config = source.config
             self.where = f"{key}={config._name_or_path or type(source).__name__}"
@@ -65,20 +65,15 @@ class RewardModel:
             raise ConfigError(f"{self.where}: its tokenizer has neither pad_token nor eos_token")
 
     def _own_tokenizer(self, path: str):
-        from transformers import AutoTokenizer
+        from grpo_mcore.data.tokenizer import saved_tokenizer  # loads transformers
 
-        reason = "no files of one"
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            # Where there are no files, transformers makes one that knows no word.
-            if tokenizer("yes")["input_ids"] != tokenizer("no")["input_ids"]:
-                return tokenizer
-        except (OSError, ValueError) as error:
-            reason = _one_line(error)
-        raise ConfigError(
-            f"{self.where}: it comes without a tokenizer ({reason}); give one in "
-            "reward_processing_classes"
-        )
+            return saved_tokenizer(path)
+        except ValueError as error:
+            raise ConfigError(
+                f"{self.where}: it comes without a tokenizer ({error}); give one in "
+                "reward_processing_classes"
+            ) from error
 
     @cached_property
     def model(self) -> nn.Module:
@@ -128,7 +123,3 @@ class RewardModel:
             add_special_tokens=False,
         )
         return self.model(**inputs.to(self.model.device)).logits[:, 0].tolist()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

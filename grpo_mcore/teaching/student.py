@@ -170,14 +170,20 @@ class RemoteStudent:
         return _Once(finish)
 
 
-def serve(student: Student, role: Role, mailbox: Mailbox) -> None:
-    """Answers the teacher's questions in order until it says stop. Runs on the student's ranks."""
-    number = 0
+def serve(student: Student, role: Role, mailbox: Mailbox, number: int = 0) -> int:
+    """Answers the teacher's questions in order until it says stop. Runs on the student's ranks.
+
+    Args:
+        number: of the first question to come.
+
+    Returns:
+        That of the next one.
+    """
     while True:
         question = f"question {number}"
         method, arguments = role.once(lambda name=question: mailbox.take(name))
         if method == "stop":
-            return
+            return number + 1
         work = getattr(student, method)(**arguments).result()
         if role.rank == 0:
             mailbox.post(f"answer {number}", asdict(work))

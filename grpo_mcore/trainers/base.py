@@ -23,8 +23,8 @@ from grpo_mcore.parallel.world import World, is_rank_zero, join
 from grpo_mcore.report.result import TrainingResult, TrainOutput, training_result
 from grpo_mcore.report.trackers import tracker_callbacks
 from grpo_mcore.trainers.loop import Loop, Start, choose_start, trained_model
+from grpo_mcore.trainers.saving import write_policy
 from grpo_mcore.training.policy import Policy
-from grpo_mcore.weights.export import write_policy
 
 
 class Session(ABC):
@@ -57,7 +57,7 @@ class Session(ABC):
         """And as tensors, the same on all ranks."""
         return {}
 
-    def rest(self) -> None:
+    def rest(self) -> None:  # noqa: B027  most have nobody who waits
         """After each of the trainer's methods: nothing more is asked for the time being."""
 
 
@@ -85,8 +85,17 @@ class BaseTrainer(ABC):
     _open: ClassVar["BaseTrainer | None"] = None
     """The one whose session is open in this process."""
 
-    def __init__(self, args: TrainingConfig, callbacks: list[AnyCallback] | None = None):
-        self.args = args
+    def __init__(
+        self,
+        args: TrainingConfig,
+        callbacks: list[AnyCallback] | None = None,
+        processing_class: Any = None,
+    ):
+        """
+        Args:
+            processing_class: a transformers tokenizer in place of the model's own.
+        """
+        self.args, self.processing_class = args, processing_class
         self.runner = CallbackRunner(
             [*(callbacks or ()), *tracker_callbacks(args.report_to)], self, args
         )
@@ -362,7 +371,9 @@ class BaseTrainer(ABC):
         return isinstance(session, Session) and session.loop.done >= self.args.max_steps
 
     def _write_model(self, session: Session, directory: Path) -> None:
-        write_policy(session.policy, directory, trained_model(self.args).path)
+        write_policy(
+            session.policy, directory, trained_model(self.args).path, self.processing_class
+        )
 
 
 @atexit.register

@@ -31,6 +31,7 @@ from grpo_mcore.trainers.arguments import (
 from grpo_mcore.trainers.base import BaseTrainer, Session
 from grpo_mcore.trainers.engines import start_engines
 from grpo_mcore.trainers.grpo_job import check_grpo
+from grpo_mcore.trainers.grpo_session import ENVIRONMENT_REWARD, GRPOSession
 
 TEACHING = (
     "baseline_samples", "max_probe_tokens", "max_answer_tokens", "student_temperature",
@@ -113,19 +114,19 @@ class GRPOTrainer(BaseTrainer):
         check_kind(args, GroupConfig)
         if num_generations is not None:
             args = replace(args, num_generations=num_generations)
+        self.tools, self.rollout_func = tools or [], rollout_func
+        self.environment = environment
         self._refuse_unused(args)
         tokenizer = either("processing_class", processing_class, "tokenizer", tokenizer)
         args = with_adapters(self._with_models(args, model, tokenizer), peft_config)
         args, self.lr_lambda = with_optimizers(args, optimizers)
-        super().__init__(args, callbacks)
-        self.processing_class = tokenizer
+        super().__init__(args, callbacks, tokenizer)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.reward_processing_classes = reward_processing_classes
         self.reward_sources: list[RewardSource] = []
         for source in (reward_funcs, reward_fn, reward_model):
             self.reward_sources += _listed(source)
-        self.tools, self.rollout_func = tools or [], rollout_func
-        self.ref_model, self.environment = ref_model, environment
+        self.ref_model = ref_model
         self.compute_metrics = compute_metrics
         if self._is_complete():
             self._prepare()
@@ -139,11 +140,13 @@ class GRPOTrainer(BaseTrainer):
                 (1e-6), max_sequence_length (512), tensor_parallel_size (1), normalize_rewards
                 (True), use_leave_one_out_baseline (True), and any setting of GRPOConfig.
         """
-        settings = from_arguments(
-            {"model_name_or_path": model_name_or_path, **settings}, world_size()
-        )
-        model = settings.pop("model")
-        return cls(model, args=GRPOConfig(**settings))
+        model, args = cls._nemo_settings(model_name_or_path, settings)
+        return cls(model, args=args)
+
+    @staticmethod
+    def _nemo_settings(model: str, settings: dict) -> tuple[str, GRPOConfig]:
+        ours = from_arguments({"model_name_or_path": model, **settings}, world_size())
+        return ours.pop("model"), GRPOConfig(**ours)
 
     def fit(
         self,

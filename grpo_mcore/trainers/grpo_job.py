@@ -107,7 +107,12 @@ def check_grpo(
     """
     check_group(config)
     check_choice("overlong", config.overlong, OVERLONG)
-    for key in ("max_prompt_length", "max_sequence_length", "num_generations_eval"):
+    for key in (
+        "max_prompt_length",
+        "max_sequence_length",
+        "num_generations_eval",
+        "max_tool_calling_iterations",
+    ):
         if getattr(config, key) is not None and getattr(config, key) < 1:
             raise ConfigError(f"{key}={getattr(config, key)}: must be at least 1")
     config, layout, shape, own_tokenizer = open_model(config, world_size, tokenizer)

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ from grpo_mcore.training.batch import Batch, align
 from grpo_mcore.training.policy import BaseReference, Policy, Reference
 from grpo_mcore.weights.sync import WeightSync
 
+if TYPE_CHECKING:
+    from grpo_mcore.trainers.grpo import GRPOTrainer
+
 SHOWN = {
     "reward": "reward {:+.3f}",
     "reward_std": "+- {:.3f}",
@@ -52,10 +55,14 @@ SHOWN = {
 }
 
 
+ENVIRONMENT_REWARD = "environment_reward"
+"""The column of an environment's own rewards."""
+
+
 class GRPOSession(Session):
     """The steps of GRPO. Samples come from this role's own engines."""
 
-    def __init__(self, trainer: GRPOTrainer, world: World, pool: RolloutPool, start: Start):
+    def __init__(self, trainer: "GRPOTrainer", world: World, pool: RolloutPool, start: Start):
         self.trainer, self.config, self.job = trainer, trainer.args, trainer.job
         self.pool = pool
         self.role = pool.role
@@ -219,6 +226,7 @@ class GRPOSession(Session):
         return [{"role": "assistant", "content": text}] if is_conversation(prompt) else text
 
     def _of_conversations(self, prompts: list[Prompt], requests: list[Request]) -> Rollouts:
+        answers = self.config.max_tool_calling_iterations
         conversations = run_turns(
             prompts,
             requests,
@@ -227,7 +235,7 @@ class GRPOSession(Session):
             once=self.role.once,
             tools=self.job.tools,
             environment=self.job.environment,
-            max_turns=self.config.max_tool_calling_iterations,
+            max_turns=None if answers is None else answers + 1,
             max_completion_length=self.config.max_completion_length,
             max_prompt_length=self.job.max_model_len - self.config.max_completion_length,
             chat_template_kwargs=self.config.chat_template_kwargs,
@@ -462,9 +470,9 @@ def describe_rewards(rewards: Tensor, num_generations: int) -> dict[str, float]:
 
 
 def describe_lengths(samples: Sequence[Sample]) -> dict[str, float]:
-    """Of completions, and of those that ended by themselves."""
-    lengths = [len(sample.tokens) for sample in samples]
-    ended = [len(sample.tokens) for sample in samples if sample.finished] or [0]
+    """Tokens that the model wrote in completions, and in those that ended by themselves."""
+    lengths = [len(s.tokens) if s.mask is None else sum(s.mask) for s in samples]
+    ended = [n for n, sample in zip(lengths, samples, strict=True) if sample.finished] or [0]
     return {
         "completions/mean_length": sum(lengths) / len(lengths),
         "completions/min_length": float(min(lengths)),

@@ -3,9 +3,8 @@
 Every rank checks the same and comes to the same result, so no rank waits for one that stopped.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, TypeVar
 
 from grpo_mcore.config import (
@@ -19,7 +18,7 @@ from grpo_mcore.config import (
 from grpo_mcore.config.objective import check_choice, check_objective
 from grpo_mcore.data.questions import Question, load_questions
 from grpo_mcore.data.text import fields_of
-from grpo_mcore.data.tokenizer import Tokenizer
+from grpo_mcore.data.tokenizer import Tokenizer, saved_tokenizer
 from grpo_mcore.errors import FilesError
 from grpo_mcore.models.expected import check_tensors
 from grpo_mcore.models.families import read_shape
@@ -44,7 +43,6 @@ from grpo_mcore.training.optimizer import check_optimizer
 from grpo_mcore.training.optimizer_names import check_optim, decay_style
 
 Config = TypeVar("Config", bound=TrainingConfig)
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,8 @@ def check_job(
         ConfigError: for the first setting found that cannot work.
     """
     check_settings(config)
+    if config.max_answer_tokens is None:
+        config = replace(config, max_answer_tokens=config.max_completion_length)
     shapes = {
         role: read_shape(f"{role}.path", getattr(config, role).path)
         for role in ("teacher", "student")
@@ -207,14 +207,10 @@ def load_tokenizer(key: str, path: str, tokenizer: Any = None) -> Tokenizer:
     """`tokenizer`, or if that is None the one in directory `path`, the value of setting `key`."""
     if tokenizer is not None:
         return Tokenizer(path, tokenizer)
-    # From config.json alone transformers makes a tokenizer without a vocabulary.
-    if not any((Path(path) / name).exists() for name in TOKENIZER_FILES):
-        raise ConfigError(f"{key}={path}: no tokenizer there ({', '.join(TOKENIZER_FILES)})")
     try:
-        return Tokenizer(path)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{key}={path}: no tokenizer that loads: {reason}") from error
+        return Tokenizer(path, saved_tokenizer(path))
+    except ValueError as error:
+        raise ConfigError(f"{key}={path}: no tokenizer that loads: {error}") from error
 
 
 def check_training(config: TrainingConfig) -> None:

@@ -32,7 +32,7 @@ from grpo_mcore.rollout.samples import Rollouts, Sample
 from grpo_mcore.teaching.classroom import Classroom, PendingAttempts
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
 from grpo_mcore.teaching.student import LocalStudent, RemoteStudent, Student, serve
-from grpo_mcore.trainers.arguments import with_model
+from grpo_mcore.trainers.arguments import UNSET, with_model
 from grpo_mcore.trainers.base import Attendance, Session
 from grpo_mcore.trainers.engines import start_engines
 from grpo_mcore.trainers.grpo import GRPOTrainer
@@ -118,8 +118,8 @@ class TeacherGRPOTrainer(GRPOTrainer):
         """As GRPOTrainer's, with `student_model` among the settings."""
         ours = {"student_model", "student_model_init_kwargs"}
         kept = {name: settings.pop(name) for name in ours & settings.keys()}
-        args = cls._args_of(model_name_or_path, settings)
-        return cls(args.pop("model"), args=GRPOConfig(**args), **kept)
+        model, args = cls._nemo_settings(model_name_or_path, settings)
+        return cls(model, args=args, **kept)
 
     def _refuse_unused(self, args: GroupConfig) -> None:
         for name in ("environment", "tools", "rollout_func"):
@@ -140,7 +140,10 @@ class TeacherGRPOTrainer(GRPOTrainer):
                     f"{', '.join(sorted(known))}"
                 )
         args = replace(args, student=replace(args.student, **self.student_settings))
-        return with_model(args, self.student_model, None, "student")
+        student = self.student_model
+        if student is None and args.student.path == UNSET:
+            student = args.teacher.path  # as the reference model is
+        return with_model(args, student, None, "student")
 
     def _is_complete(self) -> bool:
         return self.train_dataset is not None or self.args.data.train != UNSET
@@ -221,10 +224,11 @@ class StudentAttendance(Attendance):
     """Processes that carry only the student."""
 
     def __init__(self, student: Student, world: World):
-        self.student, self.world = student, world
+        self.student, self.world, self.answered = student, world, 0
 
     def serve(self) -> None:
-        serve(self.student, self.world.roles["student"], self.world.mailbox)
+        role, mailbox = self.world.roles["student"], self.world.mailbox
+        self.answered = serve(self.student, role, mailbox, self.answered)
 
 
 def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job) -> Student:

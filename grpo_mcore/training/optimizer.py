@@ -1,6 +1,6 @@
 """Megatron's optimizer and learning-rate schedule from our settings."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
@@ -10,8 +10,7 @@ from grpo_mcore.config import ConfigError, ModelConfig, TrainingConfig
 from grpo_mcore.models.layers import DTYPES
 from grpo_mcore.models.transformer_engine import DeviceFacts, optimizer_fields
 from grpo_mcore.parallel.groups import Role
-
-SCHEDULES = ("constant", "linear", "cosine")
+from grpo_mcore.training.optimizer_names import decay_style
 
 
 def build_optimizer(
@@ -19,6 +18,7 @@ def build_optimizer(
     config: TrainingConfig,
     model: ModelConfig,
     role: Role,
+    lr_lambda: Callable[[int], float] | None = None,
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
     """AdamW with global gradient clipping, and the schedule that also keeps weight decay off
     biases and norms (Megatron applies that only in the schedule's step)."""
@@ -42,7 +42,21 @@ def build_optimizer(
         use_gloo_process_groups=False,
         pg_collection=role.groups,
     )
-    return optimizer, OptimizerParamScheduler(optimizer, **schedule(config))
+    if lr_lambda is None:
+        return optimizer, OptimizerParamScheduler(optimizer, **schedule(config))
+    return optimizer, LambdaSchedule(lr_lambda, optimizer, **schedule(config))
+
+
+class LambdaSchedule(OptimizerParamScheduler):
+    """The learning rate times what a function of the updates made says, as torch's LambdaLR."""
+
+    def __init__(self, lr_lambda: Callable[[int], float], optimizer: MegatronOptimizer, **schedule):
+        self.lr_lambda = lr_lambda
+        super().__init__(optimizer, **schedule)
+
+    def get_lr(self, param_group: dict) -> float:
+        # Step n (from 1) is taken before update n, when n - 1 have been made.
+        return self.max_lr * self.lr_lambda(max(0, self.num_steps - 1))
 
 
 def offload_fields(fraction: float) -> dict:
@@ -91,7 +105,7 @@ def check_optimizer(
 def schedule(config: TrainingConfig) -> dict:
     """OptimizerParamScheduler's arguments. Its step n (from 1) is taken before update n, so decay
     ends one step after the last update, which is thus not lost at the minimum rate."""
-    style, stable = config.lr_scheduler_type, config.stable_steps
+    style, stable = decay_style(config.lr_scheduler_type), config.stable_steps
     arguments = {
         "init_lr": 0.0,
         "max_lr": config.learning_rate,

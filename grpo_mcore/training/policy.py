@@ -43,9 +43,14 @@ class Policy:
         model: ModelConfig,
         config: TrainingConfig,
         lora: LoraConfig | None = None,
+        lr_lambda: Callable[[int], float] | None = None,
     ):
-        """With `lora`, only adapters are trained."""
-        self.role, self.shape, self.config = role, shape, config
+        """
+        Args:
+            lora: train adapters only.
+            lr_lambda: from updates made to a factor of the learning rate, in place of the schedule.
+        """
+        self.role, self.shape, self.config, self.lora = role, shape, config, lora
         self.split = Split(role, model, config)
         self.version = 0
         self.chunks = load_model(shape, model, role, config.seed)
@@ -64,7 +69,7 @@ class Policy:
             )
             for chunk in self.chunks
         )
-        self.optimizer, self.scheduler = build_optimizer(self.ddp, config, model, role)
+        self.optimizer, self.scheduler = build_optimizer(self.ddp, config, model, role, lr_lambda)
         megatron = self.chunks[0].config
         megatron.finalize_model_grads_func = finalize_model_grads
         megatron.grad_scale_func = self.optimizer.scale_loss

@@ -36,6 +36,7 @@ def run(runner: CallbackRunner, epochs: int = 2, steps: int = 2, result="result"
     runner.train_end(result)
 
 
+@pytest.mark.seed(67)
 def test_nemo_callbacks_get_trainer_step_metrics_and_result():
     """The five hooks of NeMo RL's page on its trainers, with its arguments."""
 
@@ -65,6 +66,7 @@ def test_nemo_callbacks_get_trainer_step_metrics_and_result():
     ]  # fmt: skip
 
 
+@pytest.mark.seed(9, 47)
 def test_transformers_callbacks_get_what_transformers_gives():
     seen = {}
 
@@ -91,6 +93,7 @@ def test_transformers_callbacks_get_what_transformers_gives():
     }  # fmt: skip
 
 
+@pytest.mark.seed(78, 79, 80)
 def test_methods_of_the_trainer_are_hooks():
     """The three hooks of ATLAS's page on its trainers; on_step_end logs through the trainer."""
 
@@ -122,6 +125,7 @@ def test_methods_of_the_trainer_are_hooks():
     assert len(records) == 2
 
 
+@pytest.mark.seed(9, 47, 67, 78)
 def test_all_kinds_in_one_list_are_called_in_order():
     calls = []
 
@@ -232,6 +236,7 @@ def test_a_method_of_the_trainer_that_could_not_be_called_is_refused():
         CallbackRunner([], MyTrainer(), Config())
 
 
+@pytest.mark.seed(47)
 def test_callbacks_come_and_go_as_in_transformers():
     class A(TrainerCallback):
         pass

@@ -92,6 +92,7 @@ class Config:
     eval_delay: float = 0
 
 
+@pytest.mark.seed(9, 47)
 @pytest.mark.parametrize(
     ("settings", "callbacks"),
     [

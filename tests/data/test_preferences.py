@@ -50,6 +50,7 @@ def laid_out(preference):
         yield [0] * len(prompt) + [1] * len(completion)
 
 
+@pytest.mark.seed(63)
 @pytest.mark.filterwarnings("ignore:prompts end in tokens")
 @pytest.mark.parametrize("template", ["qwen3", "phi3", "deepseek_r1_distill"])
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def load(prompts, template="qwen3", **settings):
     return [loaded[number] for number in range(loaded.size)]
 
 
+@pytest.mark.seed(43)
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("tools", [[], [count_cards]], ids=["", "tools"])
 @pytest.mark.parametrize("kwargs", [{}, {"enable_thinking": False}], ids=["", "kwargs"])
@@ -43,6 +44,7 @@ def test_conversations_are_encoded_as_trl_does(template, tools, kwargs):
     assert [prompt.text for prompt in found] == prompts
 
 
+@pytest.mark.seed(43)
 def test_plain_text_is_encoded_as_it_is():
     tokenizer = tokenizer_with("qwen3")
     texts = ["tom has 14 cards.", "how many?"]
@@ -70,6 +72,7 @@ def test_a_rows_own_template_arguments_go_first():
     assert first.tokens != second.tokens
 
 
+@pytest.mark.seed(43)
 def test_all_other_columns_are_kept():
     rows = Dataset.from_list([{"prompt": "how many?", "answer": 3, "source": {"name": "a"}}])
     loaded = load_prompts(open_dataset("train_dataset", rows), tokenizer_with(None))
@@ -121,6 +124,7 @@ def test_refusals_name_the_row(prompt, template, message):
     assert str(caught.value).startswith(f"train_dataset: row 1 {message}")
 
 
+@pytest.mark.seed(5)
 def test_a_missing_column():
     with pytest.raises(ConfigError, match="train_dataset: has no column prompt; it has question"):
         load([{"question": "how many?"}])

@@ -80,6 +80,7 @@ def table_source(request, tmp_path):
             return write(tmp_path, kind)
 
 
+@pytest.mark.seed(5, 43)
 def test_what_has_a_length_is_a_table(table_source):
     rows = open_dataset("train_dataset", table_source)
     assert isinstance(rows, Table)
@@ -94,6 +95,7 @@ STREAMS = {
 }
 
 
+@pytest.mark.seed(5, 43)
 @pytest.mark.parametrize("make", STREAMS.values(), ids=STREAMS.keys())
 def test_what_has_none_is_a_stream_of_epochs(make):
     rows = open_dataset("train_dataset", make())
@@ -191,6 +193,7 @@ def test_refusals(source, message):
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.seed(5)
 def test_a_missing_column_is_named_with_those_there_are(tmp_path):
     path = write(tmp_path, "jsonl")
     rows = open_dataset("dataset", path)
@@ -200,6 +203,7 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path):
     assert str(caught.value) == (f"dataset={path}: has no column completion; it has prompt, answer")
 
 
+@pytest.mark.seed(6, 44)
 def test_evaluation_datasets_by_the_prefix_of_their_metrics(tmp_path):
     several = open_eval_datasets(
         "eval_dataset", {"hard": ROWS[5:], "easy": write(tmp_path, "json")}

@@ -67,6 +67,7 @@ def assert_as_trl(rows, template, **chosen):
         assert list(example.targets) == [0, *(int(label != -100) for label in labels[1:])]
 
 
+@pytest.mark.seed(62)
 @pytest.mark.filterwarnings("ignore:prompts end in tokens")
 @pytest.mark.parametrize("template", ["qwen3", "qwen2_5_training", "deepseek_r1_distill"])
 @pytest.mark.parametrize(

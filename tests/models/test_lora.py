@@ -39,6 +39,7 @@ def found(output: Path, layout: str, model: str) -> dict:
     return torch.load(output / layout / model / "found.pt")
 
 
+@pytest.mark.seed(11, 49)
 @EVERY_MODEL
 @EVERY_LAYOUT
 def test_logits_and_gradients_are_pefts(output, layout, model):
@@ -66,6 +67,7 @@ def test_gradient_norm_counts_every_weight_once(output, layout, model):
     )
 
 
+@pytest.mark.seed(49)
 @EVERY_MODEL
 @EVERY_LAYOUT
 def test_disabled_they_leave_the_base_model(output, layout, model):
@@ -87,6 +89,7 @@ def test_merged_weights_are_pefts(output, tiny_models, layout, model):
         assert torch.equal(merged[name], base[name]) != adapted, name
 
 
+@pytest.mark.seed(11, 49)
 @EVERY_MODEL
 @EVERY_LAYOUT
 def test_training_leaves_the_base_weights(output, tiny_models, layout, model):
@@ -202,6 +205,7 @@ def test_what_is_not_supported_is_refused_by_name(given, message):
         read_lora_config("peft_config", given)
 
 
+@pytest.mark.seed(11, 49)
 def test_configurations_of_every_kind_say_the_same():
     import peft
 

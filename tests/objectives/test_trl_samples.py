@@ -29,6 +29,7 @@ def draw_rewards(generator: torch.Generator, samples: int, functions: int) -> to
     return rewards.masked_fill(missing, torch.nan)
 
 
+@pytest.mark.seed(39)
 @settings(EXAMPLES, max_examples=200)
 @given(
     seed=st.integers(0, 2**32),

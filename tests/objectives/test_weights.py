@@ -32,7 +32,10 @@ def test_sums_of_sequences(loss_type, row_sums):
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_only_some_types_take_the_mean_over_updates(loss_type):
-    plain, given = (token_weights(MASK, loss_type, 10, tokens) for tokens in (None, torch.full((len(MASK),), 14.0)))
+    plain, given = (
+        token_weights(MASK, loss_type, 10, tokens)
+        for tokens in (None, torch.full((len(MASK),), 14.0))
+    )
     half = loss_type in ("dapo", "cispo", "vespo")
     torch.testing.assert_close(given, plain / 2 if half else plain)
 

@@ -1,10 +1,12 @@
 """What `train()` and `fit()` return."""
 
+import pytest
 from transformers import TrainerState
 
 from grpo_mcore.report.result import TrainingResult, TrainOutput, training_result
 
 
+@pytest.mark.seed(66)
 def test_result_has_the_last_value_of_every_metric():
     state = TrainerState(
         epoch=2.5,

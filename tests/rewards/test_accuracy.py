@@ -2,9 +2,12 @@
 
 import time
 
+import pytest
+
 from grpo_mcore.rewards import RewardCall, accuracy, accuracy_reward, as_reward_specs, score
 
 
+@pytest.mark.seed(55)
 def test_equal_is_right_and_what_cannot_be_judged_is_left_out():
     completions = [r"It is \boxed{\frac{2}{6}}.", r"\boxed{0.3}", "a third", r"\boxed{1}"]
     solution = [r"$\frac{1}{3}$", r"$\frac{1}{3}$", r"$\frac{1}{3}$", ""]

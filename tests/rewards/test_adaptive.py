@@ -20,20 +20,24 @@ def rewards(baselines, solutions, tokens=None, **settings):
     )
 
 
+@pytest.mark.seed(29, 34, 35)
 def test_every_change_of_one_answer():
     found = rewards([WRONG, RIGHT, RIGHT, WRONG], [RIGHT, RIGHT, WRONG, WRONG], [100, 0, 7, 0])
     assert found == [1.5, 0.0, -2.0, 0.0]
 
 
+@pytest.mark.seed(29, 35)
 @pytest.mark.parametrize("tokens, expected", [(0, 2.0), (50, 1 + 100 / 150), (300, 1.25)])
 def test_help_is_worth_more_when_short(tokens, expected):
     assert rewards([WRONG], [RIGHT], [tokens]) == [pytest.approx(expected)]
 
 
+@pytest.mark.seed(29, 35)
 def test_harm_costs_the_same_at_any_length():
     assert rewards([RIGHT] * 2, [WRONG] * 2, [0, 1000]) == [-2.0, -2.0]
 
 
+@pytest.mark.seed(31, 32)
 def test_settings_weigh_harm_and_brevity():
     found = rewards(
         [WRONG, RIGHT],
@@ -58,6 +62,7 @@ def test_blanks_and_case_do_not_count():
     assert rewards([["41"], "42"], ["42", " 42 "], [100, 100]) == [1.5, 0.0]
 
 
+@pytest.mark.seed(33)
 def test_performance_is_an_exact_match_but_for_case():
     evaluate = AdaptiveTeachingReward().evaluate_student_performance
     assert evaluate("question", "Forty-Two", "forty-two ") == 1.0
@@ -66,6 +71,7 @@ def test_performance_is_an_exact_match_but_for_case():
     assert evaluate("question", "", "42") == 0.0
 
 
+@pytest.mark.seed(34)
 def test_columns_of_different_lengths_are_refused():
     with pytest.raises(ValueError):
         rewards([WRONG], [RIGHT, RIGHT], [1, 1])

@@ -26,6 +26,7 @@ def rewards_of(functions, call=CALL, **settings) -> torch.Tensor:
     return score(as_reward_specs(functions, **settings), call).rewards
 
 
+@pytest.mark.seed(3, 8, 41)
 def test_a_path_is_loaded_with_its_tokenizer(reward_model, expected):
     specs = as_reward_specs(str(reward_model))
     assert specs[0].name == "tiny-judge" and "model" not in vars(specs[0].function)
@@ -33,6 +34,7 @@ def test_a_path_is_loaded_with_its_tokenizer(reward_model, expected):
     assert len(set(expected)) == 3
 
 
+@pytest.mark.seed(3, 41, 73)
 def test_an_object_is_evaluated_without_dropout(reward_model, expected):
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         reward_model, attention_dropout=0.9
@@ -57,6 +59,7 @@ def test_conversations_go_through_the_chat_template(reward_model):
     torch.testing.assert_close(found, rewards_of(str(reward_model), plain))
 
 
+@pytest.mark.seed(8, 46)
 def test_its_tokenizer_may_be_given_and_pads_with_its_end(reward_model, tmp_path, expected):
     tokenizer = transformers.AutoTokenizer.from_pretrained(reward_model)
     tokenizer.pad_token = None
@@ -87,6 +90,7 @@ def test_a_model_without_a_tokenizer_is_refused(reward_model, tmp_path):
             as_reward_specs(model)
 
 
+@pytest.mark.seed(41)
 def test_a_language_model_is_refused(tiny_models):
     path = str(tiny_models / "teacher")
     with pytest.raises(ConfigError, match=f"{path}: it has num_labels=2; a reward model is one"):

@@ -51,6 +51,7 @@ def rewards_of(functions, call=CALL, **settings) -> list[list[float]]:
     return score(as_reward_specs(functions), call, **settings).rewards.tolist()
 
 
+@pytest.mark.seed(3, 37, 41)
 def test_batch_functions_are_given_all_there_is():
     seen = {}
 
@@ -69,6 +70,7 @@ def test_batch_functions_are_given_all_there_is():
     }
 
 
+@pytest.mark.seed(41)
 def test_functions_without_rest_are_given_what_they_name():
     def function(completions, answer, bonus=0.5):
         return [len(c) + len(a) + bonus for c, a in zip(completions, answer, strict=True)]
@@ -84,6 +86,7 @@ def test_batch_functions_are_given_conversations_as_messages():
     assert rewards_of(function, CHAT) == [[1.0], [2.0]]
 
 
+@pytest.mark.seed(61)
 @pytest.mark.parametrize("call", [CALL, CHAT], ids=["text", "conversations"])
 def test_per_sample_functions_are_given_text(call):
     seen = []
@@ -96,6 +99,7 @@ def test_per_sample_functions_are_given_text(call):
     assert seen == [("p", "a"), ("q", "bb")]
 
 
+@pytest.mark.seed(72)
 @pytest.mark.parametrize("call", [CALL, CHAT], ids=["text", "conversations"])
 def test_response_functions_are_given_texts_and_ground_truths(call):
     def function(responses, ground_truths):
@@ -105,6 +109,7 @@ def test_response_functions_are_given_texts_and_ground_truths(call):
     assert rewards_of(function, call) == [[0.5], [1.5]]
 
 
+@pytest.mark.seed(43)
 def test_columns_come_by_name_in_every_style_and_of_the_sample_in_one():
     def per_sample(prompt, response, answer, completion_ids, trainer_state):
         assert trainer_state is STATE
@@ -131,6 +136,7 @@ def test_what_partial_binds_no_column_replaces():
     assert rewards_of(functools.partial(function, answer="bound")) == [[1.0], [1.0]]
 
 
+@pytest.mark.seed(41)
 def test_none_is_nan_in_the_matrix_and_out_of_the_metrics():
     specs = as_reward_specs(
         [lambda **_: [None, 3.0], lambda prompt, response: None, lambda **_: [1.0, 2.0]]

@@ -41,6 +41,7 @@ class Judge:
     def compare(self, a, b): ...
 
 
+@pytest.mark.seed(3, 41, 61, 72)
 @pytest.mark.parametrize(
     "function, expected",
     [
@@ -80,6 +81,7 @@ def columns_only(answer): ...
 def nothing(): ...
 
 
+@pytest.mark.seed(41)
 @pytest.mark.parametrize(
     "function", [two_strangers, mixed_numbers, prompts_and_responses, columns_only, nothing]
 )
@@ -130,6 +132,7 @@ def test_names_are_trls_and_unique():
     ]  # fmt: skip
 
 
+@pytest.mark.seed(41, 77)
 def test_weights_are_one_each_unless_given():
     assert [spec.weight for spec in as_reward_specs([trl_like, nemo_like])] == [1.0, 1.0]
     specs = as_reward_specs([trl_like, nemo_like], weights=[0.5, -2])
@@ -142,6 +145,7 @@ def test_weights_that_do_not_fit_are_refused(weights):
         as_reward_specs([trl_like, nemo_like], weights)
 
 
+@pytest.mark.seed(8, 46)
 def test_tokenizers_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="reward_processing_classes: 1 for 2 reward functions"):
         as_reward_specs([trl_like, nemo_like], processing_classes=[None])

@@ -178,6 +178,7 @@ def test_an_earlier_run_is_neither_written_over_nor_mixed_in(config, policy, rol
     assert "holds an earlier run, of which" in refusal
 
 
+@pytest.mark.seed(52)
 def test_auto_takes_the_newest_valid_one_and_names_the_others(config, policy, role):
     assert "no checkpoint in" in start_of(config, role, resume="auto")
     run(config, policy)
@@ -212,6 +213,7 @@ def test_from_the_beginning_where_auto_finds_nothing(config, policy):
     assert steps_recorded(config) == [1, 2, 3, 4]
 
 
+@pytest.mark.seed(52)
 def test_a_path_is_that_checkpoint_or_refused(config, policy, role, tmp_path):
     run(config, policy)
     whole = checkpoints(config)

@@ -412,6 +412,7 @@ def test_transformer_engine_and_offloading_without_a_gpu(config):
     assert message.startswith("optimizer_offload_fraction=0.5: there is no GPU to offload from")
 
 
+@pytest.mark.seed(22, 23, 24, 25)
 @pytest.mark.parametrize(
     "name, text, missing",
     [

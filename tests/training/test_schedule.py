@@ -36,6 +36,7 @@ def test_constant_after_warm_up():
     assert rates(max_steps=5, warmup_steps=2) == [0.5, 1, 1, 1, 1]
 
 
+@pytest.mark.seed(48)
 def test_linear_decay_leaves_no_update_at_zero():
     assert rates(max_steps=4, lr_scheduler_type="linear") == pytest.approx([0.8, 0.6, 0.4, 0.2])
     assert rates(max_steps=1, lr_scheduler_type="linear") == pytest.approx([0.5])
