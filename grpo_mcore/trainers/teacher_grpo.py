@@ -156,12 +156,14 @@ class TeacherGRPOTrainer(GRPOTrainer):
         self.args, self.job = check_job(
             self.args, world_size(), self.train_dataset, self.eval_dataset, self.processing_class
         )
+        self._check_reference()
         if not self.reward_sources:
             args = self.args
             self.reward_sources = [
                 AdaptiveTeachingReward(args.degradation_penalty_multiplier, args.efficiency_weight)
             ]
-        self.rewards = self._specs({*self.job.train[0].columns, *LESSON_COLUMNS})
+        columns = {*self.job.train[0].columns, *LESSON_COLUMNS}
+        self.rewards = self._specs(self.reward_sources, columns)
 
     def _world(self) -> tuple[dict[str, Layout], str, float]:
         return self.job.layouts, self.job.placement, self.args.rollout.deadline_seconds
