@@ -110,12 +110,12 @@ def test_rows_of_a_step_without_groups():
         SFTConfig(per_device_train_batch_size=2, gradient_accumulation_steps=5), 3
     )
     assert config.batch_size == 30
-    with pytest.raises(ConfigError, match="^batch_size=7: 7 sequences do not divide by 6"):
+    with pytest.raises(ConfigError, match=r"^batch_size=7: 7 sequences do not divide by 6"):
         with_batches(SFTConfig(per_device_train_batch_size=2, batch_size=7), 3)
 
 
 def test_steps_of_epochs_and_shares_of_steps():
     assert with_steps(GRPOConfig(num_train_epochs=1.5), 3.5).max_steps == 6
     assert with_steps(GRPOConfig(max_steps=20, warmup_steps=0.1), None).warmup_steps == 2
-    with pytest.raises(ConfigError, match="^max_steps=-1: must be set, as train_dataset is a"):
+    with pytest.raises(ConfigError, match=r"^max_steps=-1: must be set, as train_dataset is a"):
         with_steps(GRPOConfig(), None)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import random
 from pathlib import Path
 
 import peft
@@ -16,12 +15,15 @@ from grpo_mcore.objectives.advantages import group_advantages
 from grpo_mcore.rewards import RewardError
 from grpo_mcore.trainers.grpo_update import GRPOUpdate
 from tests.end_to_end.conftest import records
-from tests.environments.scripted import call
 from tests.objectives.trl_oracle import QUIET, loss_of, make_trainer
 from tests.trainers.grpo_jobs import (
+    CHATS,
     ROWS,
+    Judge,
     SharedEngine,
+    add_numbers,
     job,
+    rollout,
     text_reward,
     trainer_of,
     write_chat_model,
@@ -149,9 +151,7 @@ def test_updates_of_a_cycle_are_trls(train, seen, settings):
             loss += loss_of(oracle, *given, tokens, **columns)
         assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-6)
         # The policy before the generation's updates sampled; only the first is of that policy.
-        drift = max(
-            (part["log_probs"] - part["old"])[part["mask"] > 0].abs().max() for part in parts
-        )
+        drift = max(((p["log_probs"] - p["old"]) * p["mask"]).abs().max() for p in parts)
         assert drift < 1e-5 if step == 0 else drift > 1e-3
         for part in parts:
             assert ((part["old"] - part["rollout"]) * part["mask"]).abs().max() < 1e-4
@@ -195,37 +195,16 @@ def test_a_step_of_two_whole_generations_measures_both(train):
 # What the objective's options change.
 
 
-@pytest.fixture
-def scripted():
-    """A rollout function: completions of random tokens, every second one of which ends itself."""
-
-    def rollout(prompts, trainer):
-        tokenizer, draw = trainer.processing_class or trainer.job.tokenizer.inner, random.Random(0)
-        completions = [
-            [draw.randrange(20, 400) * 12 // 12 | 1 for _ in range(4)] + ([12] if n % 2 else [13])
-            for n in range(len(prompts))
-        ]
-        return {
-            "prompt_ids": [tokenizer(prompt)["input_ids"] for prompt in prompts],
-            "completion_ids": completions,
-            "logprobs": [[-6.4] * 5 for _ in prompts],
-            "env_mask": [[1, 0, 1, 1, 1] for _ in prompts],
-            "place": list(range(len(prompts))),
-        }
-
-    return rollout
-
-
-def test_samples_of_a_users_function(train, seen, scripted):
+def test_samples_of_a_users_function(train, seen):
     asked = []
 
     def reward(prompts, completions, place, answer, **_):
         asked.append((place, answer))
         return [float(p % 3) for p in place]
 
-    trainer = train(reward, rollout_func=scripted)
+    trainer = train(reward, rollout_func=rollout)
     [(place, answer)] = asked
-    assert place == list(range(8)) and len(set(answer)) == 2
+    assert place == [0, 1, 2, 3] * 2 and len(set(answer)) == 2
     assert torch.cat([part["mask"].sum(1) for part in seen]).tolist() == [4.0] * 8
     [metrics] = steps_of(trainer)
     assert metrics["completions/mean_length"] == 4
@@ -242,18 +221,18 @@ def test_samples_of_a_users_function(train, seen, scripted):
         (lambda given: given["completion_ids"].__setitem__(2, []), "completion 2 has no tokens"),
     ],
 )
-def test_samples_that_cannot_be_are_refused(train, scripted, fault, message):
-    def rollout(prompts, trainer):
-        given = scripted(prompts, trainer)
+def test_samples_that_cannot_be_are_refused(train, fault, message):
+    def faulty(prompts, trainer):
+        given = rollout(prompts, trainer)
         fault(given)
         return given
 
     with pytest.raises(RewardError, match=f"^rollout_func: {message}"):
-        train(rollout_func=rollout)
+        train(rollout_func=faulty)
 
 
-def test_truncated_completions_leave_the_loss_only(train, seen, scripted):
-    train(rollout_func=scripted, mask_truncated_completions=True)
+def test_truncated_completions_leave_the_loss_only(train, seen):
+    train(rollout_func=rollout, mask_truncated_completions=True)
     tokens = torch.cat([part["mask"].sum(1) for part in seen])
     advantages = torch.cat([part["advantages"] for part in seen])
     assert tokens.tolist() == [0, 4] * 4
@@ -274,8 +253,6 @@ def test_kl_in_the_reward(train, seen):
 
 
 def test_high_entropy_tokens_and_adaptive_entropy(train, seen):
-    plain = train(name="plain")
-    seen.clear()
     trainer = train(
         top_entropy_quantile=0.5, use_adaptive_entropy=True, entropy_coef=0.1, entropy_target=10.0,
         entropy_coef_delta=0.05, max_steps=3,
@@ -288,7 +265,8 @@ def test_high_entropy_tokens_and_adaptive_entropy(train, seen):
     assert entropy[kept].min() >= entropy[~kept].max() - 1e-5
     coefficients = [row["entropy_coef"] for row in steps_of(trainer)]
     assert coefficients == pytest.approx([0.0, 0.15, 0.2])
-    assert steps_of(trainer)[0]["grad_norm"] != pytest.approx(steps_of(plain)[0]["grad_norm"])
+    plain = train(name="plain")
+    assert steps_of(trainer)[0]["grad_norm"] < 0.9 * steps_of(plain)[0]["grad_norm"]
 
 
 def test_off_policy_sequences_leave_the_policy_term(train):
@@ -320,9 +298,9 @@ def test_a_moving_reference(train):
 
 
 def test_a_reference_that_cannot_move_is_refused(model, tmp_path):
-    with pytest.raises(ConfigError, match="^sync_ref_model=True: needs beta above 0"):
+    with pytest.raises(ConfigError, match=r"^sync_ref_model=True: needs beta above 0"):
         trainer_of(job(model, tmp_path, sync_ref_model=True, beta=0.0))
-    with pytest.raises(ConfigError, match="^sync_ref_model=True: with peft_config the reference"):
+    with pytest.raises(ConfigError, match=r"^sync_ref_model=True: with peft_config the reference"):
         trainer_of(job(model, tmp_path, sync_ref_model=True), peft_config=peft.LoraConfig())
 
 
@@ -420,10 +398,8 @@ def test_adapters(train, model, seen):
     assert not (final / "model.safetensors").exists()
     base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     adapted = peft.PeftModel.from_pretrained(base, final).eval()
-    last = [part for part in seen if part["step"] == 2][0]
-    policy, _ = trainer._session.policy.log_probs(
-        {n: last[n] for n in ("tokens", "mask", "lengths")}
-    )
+    last = next(part for part in seen if part["step"] == 2)
+    policy, _ = trainer._session.policy.log_probs({n: last[n] for n in ("tokens", "lengths")})
     with torch.no_grad():
         trained = hf_log_probs(adapted, last["tokens"])
         with adapted.disable_adapter():
@@ -442,25 +418,10 @@ def hf_log_probs(model, tokens: torch.Tensor) -> torch.Tensor:
 # Tools and environments.
 
 
-CHATS = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]
-
-
-class Judge:
-    """Answers each turn with another question, twice."""
-
-    def reset(self, prompt, **columns):
-        self.turns = 0
-        return " think."
-
-    def step(self, response):
-        self.turns += 1
-        return "and now?", 0.25 * (len(response) % 3), self.turns == 2
-
-
 def test_an_environment(train, seen):
     trainer = train(
         [], environment=Judge, train_dataset=CHATS, max_completion_length=48,
-        max_tool_calling_iterations=1, max_prompt_length=40,
+        max_tool_calling_iterations=1, max_prompt_length=100,
     )  # fmt: skip
     [metrics] = steps_of(trainer)
     samples = completions_of(trainer)
@@ -481,50 +442,23 @@ def test_an_environment(train, seen):
 
 
 def test_a_conversation_keeps_to_the_sequence_length(train, seen):
-    train([], environment=Judge, train_dataset=CHATS, max_sequence_length=48)
+    train([], environment=Judge, train_dataset=CHATS, max_sequence_length=100)
     lengths = torch.cat([part["lengths"] for part in seen])
-    assert lengths.max() <= 48
+    assert 90 < lengths.max() <= 100
 
 
-def add(a: int, b: int) -> int:
-    """Adds two numbers.
-
-    Args:
-        a: the first.
-        b: the second.
-    """
-    return a + b
-
-
-def test_tools(train, seen, engine, monkeypatch):
+def test_tools(train, seen, engine):
     """Half of the first turns are made to call a tool; what follows its answer is sampled."""
-    generate = type(engine.pool).generate
-
-    def call_tools(self, requests):
-        completions = generate(self, requests)
-        if self.turn == 0:
-            text = call("add", '{"a": 3, "b": 4}') + "<|im_end|>"
-            tokens = trainer_tokenizer(text)["input_ids"]
-            completions[::2] = [
-                type(c)(tokens, [-1.0] * len(tokens), True) for c in completions[::2]
-            ]
-        self.turn += 1
-        return completions
-
-    from tests.environments.scripted import chat_tokenizer
-
-    trainer_tokenizer = chat_tokenizer()
-    monkeypatch.setattr(type(engine.pool), "generate", call_tools)
-    monkeypatch.setattr(type(engine.pool), "turn", 0, raising=False)
-    trainer = train(
-        tools=[add], train_dataset=CHATS, max_completion_length=150,
-        vllm_importance_sampling_correction=False,
-    )  # fmt: skip
+    with engine.calling_tools():
+        trainer = train(
+            tools=[add_numbers], train_dataset=CHATS, max_completion_length=150,
+            vllm_importance_sampling_correction=False,
+        )  # fmt: skip
     [metrics] = steps_of(trainer)
     assert metrics["tools/call_frequency"] == 0.5 and metrics["tools/failure_frequency"] == 0
     conversations = [row["completion"] for row in completions_of(trainer)]
     for conversation in conversations[::2]:
-        assert conversation[1] == {"role": "tool", "name": "add", "content": "7"}
+        assert conversation[1] == {"role": "tool", "name": "add_numbers", "content": "7"}
         assert conversation[2]["role"] == "assistant"
     prompt = trainer.job.tokenizer.decode(seen[0]["tokens"][0].tolist())
     assert "Adds two numbers." in prompt
@@ -568,7 +502,7 @@ def test_samples_without_a_reward(train, seen):
     trainer = train(reward)
     assert steps_of(trainer)[0]["reward"] == pytest.approx((1 + 2 + 3 + 5 + 6 + 7) / 6)
     advantages = torch.cat([part["advantages"] for part in seen])
-    assert advantages[[0, 4]].tolist() == [0, 0] and advantages[3] > 1
+    assert advantages.view(2, 4)[1].tolist() == pytest.approx([0, -1, 0, 1], abs=1e-3)
 
 
 # Data.
@@ -594,14 +528,14 @@ def test_a_stream_is_shuffled_and_needs_a_number_of_steps(train, model, tmp_path
     stream = IterableDataset.from_generator(lambda: iter(ROWS))
     prompts = [row["prompt"] for row in completions_of(train(train_dataset=stream))][::4]
     assert prompts != [row["prompt"] for row in ROWS[:2]]
-    with pytest.raises(ConfigError, match="^max_steps=-1: must be set, as train_dataset is a str"):
+    with pytest.raises(ConfigError, match=r"^max_steps=-1: must be set, as train_dataset is a str"):
         trainer_of(job(model, tmp_path, max_steps=-1), train_dataset=stream)
 
 
 def test_overlong_prompts(train, model, tmp_path):
     rows = [{"prompt": "tom " * 20}, *({"prompt": f"ann has {n} pens."} for n in range(4))]
     settings = {"max_prompt_length": 12, "shuffle_dataset": False}
-    with pytest.raises(ConfigError, match="^train_dataset: row 0 has a prompt of .* tokens, more"):
+    with pytest.raises(ConfigError, match=r"^train_dataset: row 0 has a prompt of .* tokens, more"):
         train(train_dataset=rows, **settings)
     trainer = train(name="kept", train_dataset=rows, overlong="drop", **settings)
     assert trainer.job.train_size == 4
