@@ -127,20 +127,23 @@ class SharedEngine:
 
     @contextmanager
     def calling_tools(self) -> Iterator[None]:
-        """Makes every second sample of the next generation a call of `add_numbers`."""
-        tokens = chat_tokenizer()(call("add_numbers", '{"a": 3, "b": 4}') + END)["input_ids"]
+        """Makes every second sample of the next batch a call of `add_numbers`."""
+        text = call("add_numbers", '{"a": 3, "b": 4}') + END
+        tokens = chat_tokenizer()(text=text)["input_ids"]
+        scripted = [Completion(tokens, [-1.0] * len(tokens), True)]
         generate = RolloutPool.generate
 
         def generate_calls(pool, requests):
-            RolloutPool.generate = generate
-            completions = pool.generate(requests)
-            completions[::2] = [Completion(tokens, [-1.0] * len(tokens), True)] * (
-                len(completions[::2])
-            )
+            completions = generate(pool, requests)
+            if scripted:
+                completions[::2] = [scripted.pop()] * len(completions[::2])
             return completions
 
         RolloutPool.generate = generate_calls
-        yield
+        try:
+            yield
+        finally:
+            RolloutPool.generate = generate
 
     def close(self) -> None:
         grpo.start_engines = start_engines
