@@ -10,7 +10,7 @@ from transformers import EvalPrediction
 
 from grpo_mcore.callbacks.runner import AnyCallback
 from grpo_mcore.config import ConfigError, GroupConfig, GRPOConfig
-from grpo_mcore.config.nemo import from_arguments, from_nemo
+from grpo_mcore.config.nemo import from_arguments
 from grpo_mcore.data.prompts import Prompt
 from grpo_mcore.data.sources import Rows
 from grpo_mcore.parallel.grid import Layout
@@ -24,6 +24,7 @@ from grpo_mcore.rewards import (
 from grpo_mcore.trainers.arguments import (
     check_kind,
     either,
+    read_settings,
     with_adapters,
     with_model,
     with_optimizers,
@@ -74,8 +75,8 @@ class GRPOTrainer(BaseTrainer):
         """Checks everything that can be checked before models load.
 
         Args:
-            model: a path, a hub id or a transformers model; or NeMo RL's whole configuration, a
-                dictionary.
+            model: a path, a hub id or a transformers model; NeMo RL's whole configuration, a
+                dictionary; or what `args` would be.
             reward_funcs: functions of any style of `rewards.specs`, sequence-classification models,
                 or paths or hub ids of such; one or several, weighed by `args.reward_weights`.
             train_dataset: rows with a column `prompt`, text or messages (`data.sources` says in
@@ -104,13 +105,7 @@ class GRPOTrainer(BaseTrainer):
             TypeError: for an argument given under two names.
         """
         args = either("args", args, "config", config)
-        if isinstance(model, Mapping):
-            if args is not None:
-                raise TypeError("model is a whole configuration; args is another: give one of them")
-            settings = from_nemo(model, world_size())
-            model = settings.pop("model")
-            args = GRPOConfig(**settings)
-        args = GRPOConfig() if args is None else args
+        model, args = read_settings(model, args, GRPOConfig, "grpo")
         check_kind(args, GroupConfig)
         if num_generations is not None:
             args = replace(args, num_generations=num_generations)
