@@ -12,6 +12,8 @@ _HOMES = {
     "SFTConfig": "grpo_mcore.config",
     "TeacherGRPOTrainer": "grpo_mcore.trainers",
     "SFTTrainer": "grpo_mcore.trainers",
+    "DPOConfig": "grpo_mcore.config",
+    "DPOTrainer": "grpo_mcore.trainers",
     "AdaptiveTeachingReward": "grpo_mcore.rewards",
 }
 __all__ = sorted(_HOMES)
