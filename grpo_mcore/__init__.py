@@ -8,12 +8,23 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
+    "GRPOConfig": "grpo_mcore.config",
+    "GRPOTrainer": "grpo_mcore.trainers",
     "TeacherGRPOConfig": "grpo_mcore.config",
     "SFTConfig": "grpo_mcore.config",
     "TeacherGRPOTrainer": "grpo_mcore.trainers",
     "SFTTrainer": "grpo_mcore.trainers",
     "DPOConfig": "grpo_mcore.config",
     "DPOTrainer": "grpo_mcore.trainers",
+    "BaseTrainer": "grpo_mcore.trainers.base",
+    "Callback": "grpo_mcore.callbacks",
+    "Environment": "grpo_mcore.environments",
+    "LoraConfig": "grpo_mcore.config",
+    "ModelConfig": "grpo_mcore.config",
+    "TrainingResult": "grpo_mcore.report.result",
+    "accuracy_reward": "grpo_mcore.rewards",
+    "format_reward": "grpo_mcore.rewards",
+    "reward": "grpo_mcore.rewards",
     "AdaptiveTeachingReward": "grpo_mcore.rewards",
 }
 __all__ = sorted(_HOMES)

@@ -62,7 +62,7 @@ def launch(script: str, arguments: list[str]) -> None:
     the numbers torchrun's own variables give."""
     from torch.distributed.run import main as torchrun
 
-    from grpo_mcore.trainers.base import choose_start
+    from grpo_mcore.trainers.loop import choose_start
     from grpo_mcore.trainers.preflight import check_job, check_settings
 
     with one_line_errors():
@@ -71,8 +71,8 @@ def launch(script: str, arguments: list[str]) -> None:
         config = configure(Path(script), arguments)
         check_settings(config)
         prepare(config, Path(script))
+        config, _ = check_job(config, nodes * per_node)
         choose_start(config)
-        check_job(config, nodes * per_node)
     address = ["--standalone"]
     if nodes > 1:
         address = [

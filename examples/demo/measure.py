@@ -17,7 +17,7 @@ from grpo_mcore.parallel.world import join
 from grpo_mcore.teaching.classroom import Classroom
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
 from grpo_mcore.trainers.preflight import Job, check_job
-from grpo_mcore.trainers.teacher_grpo import ready_student, start_engines
+from grpo_mcore.trainers.teacher_grpo import ready_student, start_role_engines
 from grpo_mcore.training.policy import release
 from grpo_mcore.weights.sync import WeightSync
 
@@ -29,14 +29,14 @@ def measure(config: TeacherGRPOConfig, trained: Path, unseen: Path) -> dict:
         config: the finished run's settings; `config.teacher` is the teacher before training.
         unseen: problems in wordings that neither model met.
     """
-    job = check_job(config, world_size=1)
+    config, job = check_job(config, world_size=1)
     data = config.data
     with (
         join(job.layouts, job.placement, config.rollout.deadline_seconds) as world,
         ExitStack() as cleanup,
     ):
         roles = world.roles
-        pools = {name: start_engines(role, config, job) for name, role in roles.items()}
+        pools = {name: start_role_engines(role, config, job) for name, role in roles.items()}
         for pool in pools.values():
             cleanup.callback(pool.close)
         student = ready_student(roles["student"], pools["student"], config, job)

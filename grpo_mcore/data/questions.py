@@ -30,29 +30,26 @@ def final_answer(text: str) -> str:
     return text.rsplit(ANSWER_MARK, 1)[1].strip().replace(",", "")
 
 
-def load_questions(
-    data: DataConfig, key: str, rows: Any, source: str | None, split: str
-) -> list[Question]:
-    """Reads `rows`, or if that is None `source`, the value of setting `key`.
-
-    Of `rows` the question may also be in a column `prompt`, and the answer in one of a reward
-    function's ground truths.
+def load_questions(data: DataConfig, key: str, source: Any, split: str) -> list[Question]:
+    """Reads `source`, the value of setting `key`: a file, the name of a dataset, or a dataset; in
+    one the question may also be in a column `prompt`, and the answer in one of GROUND_TRUTHS.
 
     Raises:
         ConfigError: when it is not there, is empty, lacks a configured column, or has a row whose
             question is not text.
     """
-    opened = open_dataset(key, source if rows is None else rows, split, data.subset)
+    opened = open_dataset(key, source, split, data.subset)
+    is_named = isinstance(source, str)
     if opened.size is None:
         raise ConfigError(f"{opened.name}: is a stream; teaching wants a dataset of known length")
     columns = []
     for setting, others in (("question_column", ("prompt",)), ("answer_column", GROUND_TRUTHS)):
         column = getattr(data, setting)
-        names = [column] if rows is None else [column, *others]
+        names = [column] if is_named else [column, *others]
         found = next((name for name in names if name in opened.columns), None)
         if found is None:
             raise ConfigError(
-                f"data.{setting}={column}: {source or key} has no such column; "
+                f"data.{setting}={column}: {source if is_named else key} has no such column; "
                 f"it has {', '.join(opened.columns)}"
             )
         columns.append(found)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,8 @@ from grpo_mcore.config import ConfigError, GroupConfig, GRPOConfig
 from grpo_mcore.config.nemo import from_arguments
 from grpo_mcore.data.prompts import Prompt
 from grpo_mcore.data.sources import Rows
+from grpo_mcore.models.families import read_shape
+from grpo_mcore.models.sources import local_model
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import World, world_size
 from grpo_mcore.report.result import TrainingResult
@@ -33,6 +36,7 @@ from grpo_mcore.trainers.base import BaseTrainer, Session
 from grpo_mcore.trainers.engines import start_engines
 from grpo_mcore.trainers.grpo_job import check_grpo
 from grpo_mcore.trainers.grpo_session import ENVIRONMENT_REWARD, GRPOSession
+from grpo_mcore.trainers.preflight import check_weights
 
 TEACHING = (
     "baseline_samples", "max_probe_tokens", "max_answer_tokens", "student_temperature",
@@ -121,7 +125,9 @@ class GRPOTrainer(BaseTrainer):
         self.reward_sources: list[RewardSource] = []
         for source in (reward_funcs, reward_fn, reward_model):
             self.reward_sources += _listed(source)
-        self.ref_model = ref_model
+        self.ref_path = None
+        if ref_model is not None:
+            self.ref_path = local_model("ref_model", ref_model, Path(args.output_dir) / "models")
         self.compute_metrics = compute_metrics
         if self._is_complete():
             self._prepare()
@@ -199,23 +205,32 @@ class GRPOTrainer(BaseTrainer):
             self.processing_class,
             self.tools,
             self.environment,
-            self.ref_model,
         )
+        self._check_reference()
         columns = {*self.job.train.columns} - {self.job.prompt_column}
-        self.rewards = self._specs(columns)
-
-    def _specs(self, columns: set[str]) -> list[RewardSpec]:
-        sources = list(self.reward_sources)
-        environment = self.job.environment
+        sources, environment = self.reward_sources, self.job.environment
         if environment and environment.gives_reward:
-            sources.append(_environment_reward(environment.name))
+            sources = [*sources, _environment_reward(environment.name)]
             columns.add(ENVIRONMENT_REWARD)
-        # What a function of the user's own adds, nobody knows yet.
+        # What a rollout function of the user's own adds, nobody knows yet.
+        self.rewards = self._specs(sources, None if self.rollout_func else columns)
+
+    def _check_reference(self) -> None:
+        if self.ref_path is None:
+            return
+        key = f"ref_model={self.ref_path}"
+        if not self.args.beta:
+            raise ConfigError(f"{key}: is of no use with beta=0")
+        if read_shape("ref_model", self.ref_path) != self.job.shape:
+            raise ConfigError(f"{key}: is not of the shape of the model that is trained")
+        check_weights("ref_model", self.ref_path, self.job.shape)
+
+    def _specs(self, sources: list[RewardSource], columns: set[str] | None) -> list[RewardSpec]:
         return as_reward_specs(
             sources,
             self.args.reward_weights,
             self.reward_processing_classes,
-            None if self.rollout_func else columns,
+            columns,
             getattr(self.args, "chat_template_kwargs", None),
         )
 

@@ -41,7 +41,6 @@ class GRPOJob:
     engines: int
     tools: list[Callable]
     environment: EnvironmentSpec | None
-    ref_path: str | None
     steps_per_epoch: float | None
 
     @property
@@ -95,7 +94,6 @@ def check_grpo(
     tokenizer: Any,
     tools: list[Callable],
     environment: Any,
-    ref_path: str | None,
 ) -> tuple[GRPOConfig, GRPOJob]:
     """Checks a job of `world_size` processes.
 
@@ -137,7 +135,6 @@ def check_grpo(
         engines=count_engines(config.rollout, "policy", layout, shape),
         tools=tools,
         environment=None if environment is None else check_environment(environment),
-        ref_path=ref_path,
         steps_per_epoch=per_epoch,
     )
     train = job.load(rows)

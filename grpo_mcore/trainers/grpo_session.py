@@ -12,7 +12,6 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import EvalPrediction
 
-from grpo_mcore.config import ModelConfig
 from grpo_mcore.data.chat import Text, is_conversation
 from grpo_mcore.data.order import Order
 from grpo_mcore.data.prompts import Prompt
@@ -371,14 +370,12 @@ class GRPOSession(Session):
             self.held.setdefault(int(generation), {})[name] = tensor
 
     def _reference(self) -> Reference | BaseReference | None:
-        config = self.config
+        config, path = self.config, self.trainer.ref_path
         if not config.beta:
             return None
-        if config.peft_config:
+        if config.peft_config and path is None:
             return BaseReference(self.policy)
-        model: ModelConfig = self.model
-        if self.job.ref_path:
-            model = replace(model, path=self.job.ref_path)
+        model = self.model if path is None else replace(self.model, path=path)
         return Reference(self.role, self.shape, model, config)
 
     def _move_reference(self, done: int) -> None:

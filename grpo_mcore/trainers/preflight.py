@@ -118,10 +118,11 @@ def check_job(
     rollout = config.rollout
     engines = {role: count_engines(rollout, role, layouts[role], shapes[role]) for role in layouts}
     data = config.data
-    train = load_questions(data, "data.train", train_dataset, data.train, data.train_split)
-    held_out = []
-    if data.eval or eval_dataset is not None:
-        held_out = load_questions(data, "data.eval", eval_dataset, data.eval, data.eval_split)
+    source = data.train if train_dataset is None else train_dataset
+    train = load_questions(data, "data.train", source, data.train_split)
+    source, held_out = data.eval if eval_dataset is None else eval_dataset, []
+    if source is not None:
+        held_out = load_questions(data, "data.eval", source, data.eval_split)
         held_out = held_out[: data.eval_size or None]
     elif (config.metric_for_best_model or "").startswith("eval_"):
         raise ConfigError(
@@ -149,6 +150,24 @@ def check_job(
         per_epoch,
     )  # fmt: skip
     return with_steps(config, per_epoch), job
+
+
+def read_questions(config: TeacherGRPOConfig, job: Job, dataset: Any) -> list[Question]:
+    """Further questions for the engines of `job`.
+
+    Raises:
+        ConfigError: for what is no dataset of questions, or longer than the job's own.
+    """
+    questions = load_questions(config.data, "eval_dataset", dataset, config.data.eval_split)
+    kept, _, longest = fit_lengths(config, "eval_dataset", questions, job.shapes, job.tokenizers)
+    for role, length in zip(job.shapes, longest, strict=True):
+        most = getattr(job.lengths, role)
+        if length > most:
+            raise ConfigError(
+                f"eval_dataset: a question needs {length} tokens of the {role}, whose engine was "
+                f"started for {most}, the longest of the trainer's own data"
+            )
+    return kept
 
 
 def open_model(

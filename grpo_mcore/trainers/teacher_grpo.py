@@ -38,7 +38,7 @@ from grpo_mcore.trainers.engines import start_engines
 from grpo_mcore.trainers.grpo import GRPOTrainer
 from grpo_mcore.trainers.grpo_session import GRPOSession
 from grpo_mcore.trainers.loop import Start
-from grpo_mcore.trainers.preflight import Job, check_job, check_settings
+from grpo_mcore.trainers.preflight import Job, check_job, check_settings, read_questions
 from grpo_mcore.training.policy import release
 from grpo_mcore.weights.sync import WeightSync
 
@@ -154,12 +154,14 @@ class TeacherGRPOTrainer(GRPOTrainer):
         self.args, self.job = check_job(
             self.args, world_size(), self.train_dataset, self.eval_dataset, self.processing_class
         )
+        self._check_reference()
         if not self.reward_sources:
             args = self.args
             self.reward_sources = [
                 AdaptiveTeachingReward(args.degradation_penalty_multiplier, args.efficiency_weight)
             ]
-        self.rewards = self._specs({*self.job.train[0].columns, *LESSON_COLUMNS})
+        columns = {*self.job.train[0].columns, *LESSON_COLUMNS}
+        self.rewards = self._specs(self.reward_sources, columns)
 
     def _world(self) -> tuple[dict[str, Layout], str, float]:
         return self.job.layouts, self.job.placement, self.args.rollout.deadline_seconds
@@ -169,29 +171,17 @@ class TeacherGRPOTrainer(GRPOTrainer):
         if "teacher" in world.roles:
             start = self._choose_start(world, "teacher")
         if "student" in world.roles:
-            pool = self._start_engines(world.roles["student"], cleanup)
+            pool = start_role_engines(world.roles["student"], self.args, self.job)
+            cleanup.callback(pool.close)
             student = ready_student(world.roles["student"], pool, self.args, self.job)
         if "teacher" not in world.roles:
             return StudentAttendance(student, world)
-        pool = self._start_engines(world.roles["teacher"], cleanup)
+        pool = start_role_engines(world.roles["teacher"], self.args, self.job)
+        cleanup.callback(pool.close)
         return TeacherSession(self, world, pool, start, student)
 
-    def _start_engines(self, role: Role, cleanup: ExitStack) -> RolloutPool:
-        args, job = self.args, self.job
-        pool = start_engines(
-            role,
-            getattr(args, role.name),
-            job.tokenizers[role.name],
-            getattr(job.lengths, role.name),
-            job.engines[role.name],
-            args.rollout,
-            args.output_dir,
-        )
-        cleanup.callback(pool.close)
-        return pool
-
     def _open_evals(self, datasets: Any) -> dict[str, list[Question]]:
-        return {"eval": self.job.read_questions(self.args, datasets)}
+        return {"eval": read_questions(self.args, self.job, datasets)}
 
 
 def teacher_config(args: GRPOConfig) -> TeacherGRPOConfig:
@@ -227,6 +217,19 @@ class StudentAttendance(Attendance):
     def serve(self) -> None:
         role, mailbox = self.world.roles["student"], self.world.mailbox
         self.answered = serve(self.student, role, mailbox, self.answered)
+
+
+def start_role_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> RolloutPool:
+    """Starts the engines of the teacher or the student, without waiting for them."""
+    return start_engines(
+        role,
+        getattr(config, role.name),
+        job.tokenizers[role.name],
+        getattr(job.lengths, role.name),
+        job.engines[role.name],
+        config.rollout,
+        config.output_dir,
+    )
 
 
 def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job) -> Student:

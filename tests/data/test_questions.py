@@ -1,11 +1,11 @@
-"""Questions from files, refusals that name what is wrong, and the order of the steps."""
+"""Questions from files and datasets, and refusals that name what is wrong."""
 
 import json
 
 import pytest
 
 from grpo_mcore.config import ConfigError, DataConfig
-from grpo_mcore.data.questions import Question, final_answer, load_questions, questions_of_step
+from grpo_mcore.data.questions import final_answer, load_questions
 
 ROWS = [
     {"question": "1 + 1?", "answer": "2", "level": 1},
@@ -109,27 +109,9 @@ def test_name_of_no_dataset(monkeypatch):
     assert message.startswith("data.train=no_such/dataset: neither a .jsonl, .json or .parquet")
 
 
-QUESTIONS = [Question(n, f"q{n}", "", {}) for n in range(10)]
-
-
-def rows_of(steps, size, seed=0):
-    return [[q.row for q in questions_of_step(QUESTIONS, s, size, seed)] for s in steps]
-
-
-def test_each_epoch_holds_every_question_once_in_an_order_of_its_own():
-    seen = [row for step in rows_of(range(10), 4) for row in step]
-    epochs = [seen[start : start + 10] for start in range(0, 40, 10)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert list(range(10)) not in epochs
-
-
-def test_questions_depend_on_step_and_seed_only():
-    forward = rows_of(range(6), 4)
-    assert rows_of(reversed(range(6)), 4) == forward[::-1]
-    assert rows_of(range(6), 4, seed=1) != forward
-
-
-def test_a_step_may_be_larger_than_the_dataset():
-    (step,) = rows_of([0], 25)
-    assert sorted(step[:10]) == sorted(step[10:20]) == list(range(10)) and len(step) == 25
+def test_a_dataset_may_have_prompts_and_ground_truths():
+    rows = [{"prompt": [{"role": "user", "content": "1 + 1?"}], "ground_truth": "2"}]
+    (question,) = load_questions(DataConfig(), "data.train", rows, "train")
+    assert (question.text, question.answer, question.columns) == ("1 + 1?", "2", rows[0])
+    with pytest.raises(ConfigError, match=r"data.answer_column=answer: data.train has no such"):
+        load_questions(DataConfig(), "data.train", [{"prompt": "?"}], "train")

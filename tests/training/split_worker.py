@@ -172,7 +172,7 @@ def compute_packed(role: Role, model: ModelConfig) -> dict:
 
 
 def compute_mixed(role: Role, model: ModelConfig) -> dict:
-    """A reference before and after it was mixed twice with a policy in training, and the policies."""
+    """A reference before and after it was mixed twice with a policy in training; the policies."""
     shape = read_shape("model.path", model.path)
     config = TrainingConfig(per_device_train_batch_size=2, learning_rate=1e-2)
     policy, reference = Policy(role, shape, model, config), Reference(role, shape, model, config)
