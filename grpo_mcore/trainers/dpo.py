@@ -10,14 +10,13 @@ from torch import Tensor
 from grpo_mcore.config import ConfigError, DPOConfig
 from grpo_mcore.data.preferences import Preference, load_preferences
 from grpo_mcore.data.sources import Rows, Table
-from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.sources import local_model
 from grpo_mcore.objectives.dpo import dpo_loss, sequence_log_probs
 from grpo_mcore.parallel.world import World
 from grpo_mcore.trainers.loop import Start
 from grpo_mcore.trainers.offline import OfflineSession, OfflineTrainer
-from grpo_mcore.trainers.preflight import check_weights
+from grpo_mcore.trainers.preflight import check_reference
 from grpo_mcore.training.batch import Batch, pad_batch
 from grpo_mcore.training.policy import BaseReference, Reference, release
 
@@ -161,19 +160,9 @@ class DPOTrainer(OfflineTrainer):
                 "ref_model: with peft_config the reference is the model without adapters; leave "
                 "one of them out"
             )
-        self.ref_path = local_model(
-            "ref_model",
-            self.ref_model,
-            Path(config.output_dir) / "models" / "ref_model",
-            tokenizer=self.processing_class,
-        )
-        ref_shape = read_shape("ref_model", self.ref_path)
-        if ref_shape != shape:
-            raise ConfigError(
-                f"ref_model={self.ref_path}: is of another shape than model.path="
-                f"{config.model.path}"
-            )
-        check_weights("ref_model", self.ref_path, ref_shape)
+        directory = Path(config.output_dir) / "models"
+        self.ref_path = local_model("ref_model", self.ref_model, directory)
+        check_reference(self.ref_path, shape)
 
     def _load(self, rows: Rows[dict], max_length: int) -> Rows[Preference]:
         return load_preferences(rows, self.tokenizer.inner, max_length)

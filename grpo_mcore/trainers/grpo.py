@@ -14,7 +14,6 @@ from grpo_mcore.config import ConfigError, GroupConfig, GRPOConfig
 from grpo_mcore.config.nemo import from_arguments
 from grpo_mcore.data.prompts import Prompt
 from grpo_mcore.data.sources import Rows
-from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.sources import local_model
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import World, world_size
@@ -36,7 +35,7 @@ from grpo_mcore.trainers.base import BaseTrainer, Session
 from grpo_mcore.trainers.engines import start_engines
 from grpo_mcore.trainers.grpo_job import check_grpo
 from grpo_mcore.trainers.grpo_session import ENVIRONMENT_REWARD, GRPOSession
-from grpo_mcore.trainers.preflight import check_weights
+from grpo_mcore.trainers.preflight import check_reference
 
 TEACHING = (
     "baseline_samples", "max_probe_tokens", "max_answer_tokens", "student_temperature",
@@ -218,12 +217,9 @@ class GRPOTrainer(BaseTrainer):
     def _check_reference(self) -> None:
         if self.ref_path is None:
             return
-        key = f"ref_model={self.ref_path}"
         if not self.args.beta:
-            raise ConfigError(f"{key}: is of no use with beta=0")
-        if read_shape("ref_model", self.ref_path) != self.job.shape:
-            raise ConfigError(f"{key}: is not of the shape of the model that is trained")
-        check_weights("ref_model", self.ref_path, self.job.shape)
+            raise ConfigError(f"ref_model={self.ref_path}: is of no use with beta=0")
+        check_reference(self.ref_path, self.job.shape)
 
     def _specs(self, sources: list[RewardSource], columns: set[str] | None) -> list[RewardSpec]:
         return as_reward_specs(
