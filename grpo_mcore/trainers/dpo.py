@@ -50,14 +50,20 @@ class DPOSession(OfflineSession):
             self._release_reference()
 
     def make_batch(self, rows: Rows[Preference], numbers: list[int], counted: int) -> Batch:
-        batch = self._pad([rows[number] for number in numbers])
+        pairs = [rows[number] for number in numbers]
+        batch = pad_batch(
+            [pair.prompt for pair in pairs for _ in range(2)],
+            [completion for pair in pairs for completion in (pair.chosen, pair.rejected)],
+            self.policy.length_multiple,
+        )
         batch["mask"][2 * counted :] = 0
         batch["weights"] = torch.zeros(2 * len(numbers))
         batch["weights"][: 2 * counted] = 1 / counted
         if rows in self.known:
             batch["reference"] = self.known[rows][numbers].flatten()
         else:
-            batch["reference"] = self._reference_log_probs(batch)
+            log_probs = self.reference.log_probs(batch, 1.0)
+            batch["reference"] = sequence_log_probs(log_probs, batch["mask"])
         return batch
 
     def loss(
@@ -81,17 +87,6 @@ class DPOSession(OfflineSession):
         metrics = super().evaluate(datasets)
         self._release_reference()
         return metrics
-
-    def _pad(self, pairs: list[Preference]) -> Batch:
-        return pad_batch(
-            [pair.prompt for pair in pairs for _ in range(2)],
-            [completion for pair in pairs for completion in (pair.chosen, pair.rejected)],
-            self.policy.length_multiple,
-        )
-
-    def _reference_log_probs(self, batch: Batch) -> Tensor:
-        """[sequences], of whole completions."""
-        return sequence_log_probs(self.reference.log_probs(batch, 1.0), batch["mask"])
 
     def _learn(self, rows: Table[Preference], needed: set[int]) -> None:
         """Fills `known` for the rows `needed`. These are computed in blocks that depend on the

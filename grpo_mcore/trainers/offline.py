@@ -199,7 +199,7 @@ class OfflineTrainer(BaseTrainer):
         """
         given = {"model_name_or_path": model_name_or_path, **settings}
         ours = from_arguments(given, world_size(), cls.algorithm)
-        return cls(ours.pop("model"), cls.config_class(**ours))
+        return cls(ours.pop("model"), args=cls.config_class(**ours))
 
     @abstractmethod
     def _check(self, shape: ModelShape) -> None:
