@@ -5,23 +5,25 @@ a part's loss is its weighted sum, and the parts' losses add up to the whole one
 split. So they are made of the mask of the whole update and then cut like it.
 """
 
+import torch
 from torch import Tensor
 
 from grpo_mcore.config.objective import LOSS_TYPES, check_choice
 
 
-def equal_weights(mask: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """Every token of `mask` weighs 1 over its sequence's `tokens` [sequences]; None: over their
-    number."""
+def equal_weights(mask: Tensor, tokens: Tensor | float | None = None) -> Tensor:
+    """Every token of `mask` weighs 1 over `tokens`, one number or each sequence's own; None: over
+    their number."""
     mask = mask.double()
-    return mask / (mask.sum() if tokens is None else tokens.double()[:, None]).clamp(min=1)
+    total = mask.sum() if tokens is None else torch.as_tensor(tokens, dtype=mask.dtype)
+    return mask / total.clamp(min=1).view(-1, 1)
 
 
 def token_weights(
     mask: Tensor,
     loss_type: str,
     max_completion_length: int,
-    tokens_per_update: Tensor | None = None,
+    tokens_per_update: Tensor | float | None = None,
 ) -> Tensor:
     """The weight of each token of an update, in float64.
 
@@ -35,9 +37,9 @@ def token_weights(
             "bnpo": 1 over the tokens of this very update;
             "dr_grpo": 1 over sequences * max_completion_length (arXiv:2503.20783);
             "luspo": 1 over the sequences, so longer ones weigh more (arXiv:2602.05261).
-        tokens_per_update: [sequences]. Where the samples a sequence came with serve several
-            updates, the mean number of tokens of one of them, so that all their tokens weigh the
-            same; None: the number of `mask`.
+        tokens_per_update: where a batch of samples serves several updates, the mean number of
+            tokens of one of them, so that all its tokens weigh the same: one number, or
+            [sequences]; None: those of `mask`.
 
     Raises:
         ConfigError: for an unknown loss type.

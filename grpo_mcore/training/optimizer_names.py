@@ -53,5 +53,5 @@ def decay_style(name: str) -> str:
 def _check(key: str, name: str, served: Iterable[str]) -> None:
     if name not in served:
         raise ConfigError(
-            f"{key}={name}: is not served on Megatron; choose one of {', '.join(served)}"
+            f"{key}={name}: choose one of {', '.join(served)}"
         )

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from grpo_mcore.config import ConfigError, DataConfig
-from grpo_mcore.data.questions import final_answer, load_questions
+from grpo_mcore.data.questions import Question, final_answer, load_questions
 
 ROWS = [
     {"question": "1 + 1?", "answer": "2", "level": 1},

@@ -17,7 +17,7 @@ from grpo_mcore.models.lora import add_adapters
 from grpo_mcore.parallel.world import join, world_size
 from grpo_mcore.rollout.requests import Request
 from grpo_mcore.trainers.preflight import check_job
-from grpo_mcore.trainers.teacher_grpo import start_engines
+from grpo_mcore.trainers.teacher_grpo import start_role_engines
 from grpo_mcore.training.batch import pad_batch
 from grpo_mcore.training.pipeline import compute_log_probs
 from grpo_mcore.training.split import Split
@@ -30,10 +30,10 @@ def main() -> None:
     adapters = sys.argv[-1] == "adapters"
     overrides = sys.argv[1:-1] if adapters else sys.argv[1:]
     config = compose_config(ROOT / "examples/configs", "demo", overrides)
-    job = check_job(config, world_size())
+    config, job = check_job(config, world_size())
     with join(job.layouts, job.placement, 120) as world:
         role, shape = world.roles["teacher"], job.shapes["teacher"]
-        pool = start_engines(role, config, job)
+        pool = start_role_engines(role, config, job)
         chunks = load_model(shape, config.teacher, role, 0)
         if adapters:
             add_adapters(chunks, shape, role, LoraConfig(), seed=0)

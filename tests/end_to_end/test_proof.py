@@ -14,16 +14,16 @@ from grpo_mcore.config.compose import compose_config
 from grpo_mcore.parallel.world import join
 from grpo_mcore.models.build import load_model
 from grpo_mcore.trainers.preflight import check_job
-from grpo_mcore.trainers.teacher_grpo import start_engines
+from grpo_mcore.trainers.teacher_grpo import start_role_engines
 from grpo_mcore.rollout.requests import Request
 from grpo_mcore.rollout.pool import StaleEngine
 from grpo_mcore.weights import sync as sync_module
 
 config = compose_config(Path(sys.argv[1]), "demo", sys.argv[2:])
-job = check_job(config, 1)
+config, job = check_job(config, 1)
 with join(job.layouts, job.placement, 120) as world:
     role = world.roles["teacher"]
-    pool = start_engines(role, config, job)
+    pool = start_role_engines(role, config, job)
     shape = job.shapes["teacher"]
     chunks = load_model(shape, config.teacher, role, 0)
     pool.wait_until_ready()

@@ -7,12 +7,12 @@ import shutil
 import pytest
 
 from grpo_mcore import device
-from grpo_mcore.config import ConfigError, DataConfig, ModelConfig, TeacherGRPOConfig
+from grpo_mcore.config import ConfigError, DataConfig, ModelConfig, SFTConfig, TeacherGRPOConfig
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.trainers.layouts import batch_misfit, why_not
-from grpo_mcore.trainers.preflight import check_job
+from grpo_mcore.trainers.preflight import Job, check_job
 from tests.data.sentencepiece_model import train_tokenizer
 
 ROWS = [{"question": f"tom has {n} cards. how many?", "answer": str(n)} for n in range(6)]
@@ -56,6 +56,10 @@ def change(config: TeacherGRPOConfig, values: dict) -> TeacherGRPOConfig:
     return config
 
 
+def job_of(config: TeacherGRPOConfig, world_size: int) -> Job:
+    return check_job(config, world_size)[1]
+
+
 def refusal(config: TeacherGRPOConfig, world_size: int = 5, **values) -> str:
     """The line with which the changed job is refused ("__" stands for a dot)."""
     change(config, {key.replace("__", "."): value for key, value in values.items()})
@@ -78,7 +82,7 @@ def reshaped(tiny_models, tmp_path, **changes) -> str:
 def test_good_job_is_described(config):
     change(config, {"layout.teacher": "2x2x1", "layout.student": "1x1x1", "data.eval_size": 2})
     config.data.eval = config.data.train
-    job = check_job(config, 5)
+    job = job_of(config, 5)
     assert job.describe() == (
         "layout: separate: teacher 2x2x1 (TPxPPxDP) with 1 engine, "
         "student 1x1x1 (TPxPPxDP) with 1 engine"
@@ -90,7 +94,7 @@ def test_good_job_is_described(config):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16])
 def test_auto_layout_is_valid_for_every_number_of_processes(config, world):
-    job = check_job(config, world)
+    job = job_of(config, world)
     sizes = {name: layout.size for name, layout in job.layouts.items()}
     if job.placement == "colocated":
         assert sizes == {"teacher": world, "student": world}
@@ -99,13 +103,13 @@ def test_auto_layout_is_valid_for_every_number_of_processes(config, world):
     for name, layout in job.layouts.items():
         assert why_not(layout, job.shapes[name], getattr(config, name)) is None
     teacher = job.layouts["teacher"]
-    assert batch_misfit(16, config.per_device_train_batch_size, teacher) is None
+    assert batch_misfit(config, teacher, config.teacher) is None
 
 
 def test_auto_layout_keeps_to_what_was_asked_for(config):
-    layouts = check_job(change(config, {"layout.teacher": "2x2x1"}), 6).layouts
+    layouts = job_of(change(config, {"layout.teacher": "2x2x1"}), 6).layouts
     assert layouts["teacher"] == Layout(2, 2, 1) and layouts["student"].size == 2
-    layouts = check_job(change(config, {"layout.placement": "colocated"}), 4).layouts
+    layouts = job_of(change(config, {"layout.placement": "colocated"}), 4).layouts
     assert layouts["teacher"] == Layout(2, 2, 1) and layouts["student"].size == 4
 
 
@@ -141,8 +145,8 @@ def test_layout_that_is_none(config, text):
         ("3x1x1", "4 attention heads do not divide by tensor parallel 3"),
         ("4x1x1", "2 key-value heads do not divide by tensor parallel 4"),
         ("1x4x1", "2 layers are fewer than 4 pipeline stages"),
-        ("1x1x3", "16 sequences does not divide by data parallel 3"),
-        ("1x1x16", "1 sequences do not divide by per_device_train_batch_size=2"),
+        ("1x1x3", "16 sequences do not divide by 6"),
+        ("1x1x16", "16 sequences do not divide by 32"),
     ],
 )
 def test_layout_that_does_not_divide_the_teacher(config, layout, reason):
@@ -200,9 +204,9 @@ def test_experts_count_once_in_the_memory(config, tiny_models, monkeypatch):
     dense = shape.parameters - shape.expert_parameters
     needed = 20 * (dense + shape.expert_parameters / 4)
     monkeypatch.setattr(device, "total_memory", lambda: int(1.6 * needed))
-    assert check_job(config, 5).layouts["teacher"].model_ranks > 1
+    assert job_of(config, 5).layouts["teacher"].model_ranks > 1
     config.teacher.expert_parallel = 4
-    assert check_job(config, 5).layouts["teacher"] == Layout(1, 1, 4, expert=4)
+    assert job_of(config, 5).layouts["teacher"] == Layout(1, 1, 4, expert=4)
 
 
 def test_layers_need_not_divide_by_the_stages(tiny_models):
@@ -213,14 +217,21 @@ def test_layers_need_not_divide_by_the_stages(tiny_models):
 
 def test_a_virtual_pipeline_needs_micro_batches_for_every_stage():
     layout = Layout(1, 2, 1)
-    assert "3 micro-batches do not divide by 2" in batch_misfit(6, 2, layout, virtual_pipeline=2)
-    assert batch_misfit(8, 2, layout, virtual_pipeline=2) is None
-    assert batch_misfit(6, 2, layout) is None
+    split = ModelConfig(virtual_pipeline=2)
+
+    def misfit(rows: int, model: ModelConfig) -> str | None:
+        return batch_misfit(
+            SFTConfig(batch_size=rows, per_device_train_batch_size=2), layout, model
+        )
+
+    assert "3 micro-batches do not divide by 2" in misfit(6, split)
+    assert misfit(8, split) is None
+    assert misfit(6, ModelConfig()) is None
 
 
 def test_expert_parallel_is_part_of_the_layout(config, tiny_models):
     change(config, {"teacher.path": str(tiny_models / "mixtral"), "teacher.expert_parallel": 2})
-    job = check_job(config, 3)
+    job = job_of(config, 3)
     assert job.layouts["teacher"] == Layout(1, 1, 2, expert=2)
     assert "teacher 1x1x2 EP 2 (TPxPPxDP) with 1 engine" in job.describe()
 
@@ -251,7 +262,7 @@ def test_sentencepiece_tokenizer(config, tiny_models, tmp_path):
     theirs = train_tokenizer(path)
     config.student.path = str(path)
     text = ROWS[0]["question"]
-    assert check_job(config, 2).tokenizers["student"].encode(text) == theirs.encode(text)
+    assert job_of(config, 2).tokenizers["student"].encode(text) == theirs.encode(text)
     (path / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
     message = refusal(config)
     assert message.startswith(f"student.path={path}: no tokenizer that loads: ")
@@ -302,7 +313,7 @@ def test_question_too_long_is_dropped_and_counted_on_request(config, tmp_path):
     long = {"question": "tom has cards. " * 40, "answer": "1"}
     path = write_rows(tmp_path / "long.jsonl", [long, *ROWS, long])
     change(config, {"data.train": path, "data.eval": path, "data.overlong": "drop"})
-    job = check_job(config, 2)
+    job = job_of(config, 2)
     assert [q.row for q in job.train] == [q.row for q in job.eval] == [1, 2, 3, 4, 5, 6]
     assert job.dropped == 4
     path = write_rows(tmp_path / "only_long.jsonl", [long])
@@ -315,11 +326,11 @@ def test_lengths_leave_room_for_the_longest_prompt_and_completion(config, tiny_m
         return len(Tokenizer(str(tiny_models / "teacher")).encode(text))
 
     joints = 2
-    lengths = check_job(config, 2).lengths
+    lengths = job_of(config, 2).lengths
     assert lengths.teacher == tokens("adaptive", approach="") + joints + 8 + 16
     assert lengths.student == tokens("with_teaching", teaching="") + joints + 16 + 16
     change(config, {"max_completion_length": 1, "max_probe_tokens": 60})
-    assert check_job(config, 2).lengths.student == tokens("diagnostic") + 60
+    assert job_of(config, 2).lengths.student == tokens("diagnostic") + 60
 
 
 def test_completions_longer_than_the_context(config):
@@ -359,7 +370,7 @@ def test_number_too_small(config, key, value, least):
     [
         ("loss_type", "ppo", "grpo, bnpo, dr_grpo, dapo, luspo, cispo, sapo, vespo"),
         ("scale_rewards", "rank", "group, batch, none"),
-        ("lr_scheduler_type", "step", "constant, linear, cosine"),
+        ("lr_scheduler_type", "step", "linear, cosine, constant, constant_with_warmup"),
         ("layout.placement", "mixed", "auto, separate, colocated"),
         ("data.overlong", "cut", "error, drop"),
         ("teacher.dtype", "float16", "float32, bfloat16"),
