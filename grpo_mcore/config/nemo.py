@@ -47,35 +47,33 @@ def _longest(ours: str) -> Setting:
     return Setting(ours, int, keys, "max_sequence_length")
 
 
-SETTINGS = {
-    "grpo": (
-        *_POLICY,
-        _longest("max_sequence_length"),
-        Setting(
-            "num_prompts_per_step", int, ("grpo.num_prompts_per_step",), "num_prompts_per_step"
-        ),
-        Setting(
-            "num_generations",
-            int,
-            ("grpo.num_generations_per_prompt",),
-            "num_generations_per_prompt",
-        ),
-        Setting(
-            "scale_rewards",
-            bool,
-            ("grpo.normalize_rewards",),
-            "normalize_rewards",
-            {True: "group", False: "none"},
-        ),
-        Setting(
-            "advantage_estimator",
-            bool,
-            ("grpo.use_leave_one_out_baseline",),
-            "use_leave_one_out_baseline",
-            {True: "loo", False: "group"},
-        ),
-        Setting("max_steps", int, ("grpo.max_num_steps",)),
+_GROUP = (
+    Setting("num_prompts_per_step", int, ("grpo.num_prompts_per_step",), "num_prompts_per_step"),
+    Setting(
+        "num_generations",
+        int,
+        ("grpo.num_generations_per_prompt",),
+        "num_generations_per_prompt",
     ),
+    Setting(
+        "scale_rewards",
+        bool,
+        ("grpo.normalize_rewards",),
+        "normalize_rewards",
+        {True: "group", False: "none"},
+    ),
+    Setting(
+        "advantage_estimator",
+        bool,
+        ("grpo.use_leave_one_out_baseline",),
+        "use_leave_one_out_baseline",
+        {True: "loo", False: "group"},
+    ),
+    Setting("max_steps", int, ("grpo.max_num_steps",)),
+)
+SETTINGS = {
+    "grpo": (*_POLICY, *_GROUP, _longest("max_sequence_length")),
+    "teacher_grpo": (*_POLICY, *_GROUP),
     "sft": (
         *_POLICY,
         _longest("max_length"),
@@ -91,15 +89,16 @@ SETTINGS = {
     ),
 }
 """Algorithm -> its settings."""
+_GROUP_DEFAULTS = {
+    "num_prompts_per_step": 32,
+    "num_generations": 16,
+    "learning_rate": 1e-6,
+    "scale_rewards": "group",
+    "advantage_estimator": "loo",
+}
 DEFAULTS = {
-    "grpo": {
-        "num_prompts_per_step": 32,
-        "num_generations": 16,
-        "learning_rate": 1e-6,
-        "max_sequence_length": 512,
-        "scale_rewards": "group",
-        "advantage_estimator": "loo",
-    },
+    "grpo": _GROUP_DEFAULTS | {"max_sequence_length": 512},
+    "teacher_grpo": _GROUP_DEFAULTS,
     "sft": {"batch_size": 32, "learning_rate": 2e-5, "max_length": 512},
     "dpo": {"batch_size": 32, "learning_rate": 1e-6, "max_length": 512, "beta": 0.1},
 }
@@ -115,7 +114,7 @@ def from_nemo(config: Mapping, world_size: int, algorithm: str = "grpo") -> dict
     Args:
         config: sections "policy" and that of the algorithm.
         world_size: processes in the job.
-        algorithm: "grpo", "sft" or "dpo".
+        algorithm: one of SETTINGS.
 
     Raises:
         ConfigError: for an unknown key, a value of the wrong type, two keys of one setting, no

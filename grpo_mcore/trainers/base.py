@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -16,12 +16,14 @@ from grpo_mcore.callbacks import CallbackRunner
 from grpo_mcore.callbacks.runner import AnyCallback
 from grpo_mcore.checkpoint.resume import AUTO
 from grpo_mcore.config import ConfigError, TrainingConfig
+from grpo_mcore.config.nemo import from_arguments
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.sources import push_folder
 from grpo_mcore.parallel.grid import Layout
-from grpo_mcore.parallel.world import World, is_rank_zero, join
+from grpo_mcore.parallel.world import World, is_rank_zero, join, world_size
 from grpo_mcore.report.result import TrainingResult, TrainOutput, training_result
 from grpo_mcore.report.trackers import tracker_callbacks
+from grpo_mcore.trainers.arguments import split_arguments
 from grpo_mcore.trainers.loop import Loop, Start, choose_start, trained_model
 from grpo_mcore.trainers.saving import write_policy
 from grpo_mcore.training.policy import Policy
@@ -88,6 +90,9 @@ class BaseTrainer(ABC):
             there are none.
     """
 
+    algorithm: ClassVar[str]
+    """Whose settings of NeMo RL's it has (`config.nemo`)."""
+    config_class: ClassVar[type[TrainingConfig]]
     _open: ClassVar["BaseTrainer | None"] = None
     """The one whose session is open in this process."""
 
@@ -109,6 +114,25 @@ class BaseTrainer(ABC):
         self.current_kl: Tensor | None = None
         self._session: Session | Attendance | None = None
         self._cleanup = ExitStack()
+
+    @classmethod
+    def from_pretrained(cls, model_name_or_path: Any, **settings) -> Self:
+        """A trainer with NeMo RL's names and defaults; `fit` brings what is not given here.
+
+        Args:
+            settings: NeMo RL's tensor_parallel_size (1), learning_rate (1e-6; SFT 2e-5),
+                max_sequence_length (512); of GRPO num_prompts_per_step (32),
+                num_generations_per_prompt (16), normalize_rewards (True) and
+                use_leave_one_out_baseline (True); of SFT and DPO batch_size (32); of DPO beta
+                (0.1); any other of the configuration's; and arguments of the constructor.
+
+        Raises:
+            ConfigError: for an unknown one, or one that cannot work.
+        """
+        settings, others = split_arguments(cls, cls.config_class, cls.algorithm, settings)
+        settings["model_name_or_path"] = model_name_or_path
+        ours = from_arguments(settings, world_size(), cls.algorithm)
+        return cls(ours.pop("model"), args=cls.config_class(**ours), **others)
 
     # What makes a trainer.
 

@@ -11,7 +11,6 @@ from transformers import EvalPrediction
 
 from grpo_mcore.callbacks.runner import AnyCallback
 from grpo_mcore.config import ConfigError, GroupConfig, GRPOConfig
-from grpo_mcore.config.nemo import from_arguments
 from grpo_mcore.data.prompts import Prompt
 from grpo_mcore.data.sources import Rows
 from grpo_mcore.models.sources import local_model
@@ -50,6 +49,9 @@ class GRPOTrainer(BaseTrainer):
 
     The same script runs as one process under plain `python` and on every rank under torchrun.
     """
+
+    algorithm = "grpo"
+    config_class = GRPOConfig
 
     def __init__(
         self,
@@ -108,7 +110,7 @@ class GRPOTrainer(BaseTrainer):
             TypeError: for an argument given under two names.
         """
         args = either("args", args, "config", config)
-        model, args = read_settings(model, args, GRPOConfig, "grpo")
+        model, args = read_settings(model, args, self.config_class, self.algorithm)
         check_kind(args, GroupConfig)
         if num_generations is not None:
             args = replace(args, num_generations=num_generations)
@@ -130,23 +132,6 @@ class GRPOTrainer(BaseTrainer):
         self.compute_metrics = compute_metrics
         if self._is_complete():
             self._prepare()
-
-    @classmethod
-    def from_pretrained(cls, model_name_or_path: str, **settings) -> "GRPOTrainer":
-        """A trainer with NeMo RL's names and defaults; `fit` brings data and reward.
-
-        Args:
-            settings: num_prompts_per_step (32), num_generations_per_prompt (16), learning_rate
-                (1e-6), max_sequence_length (512), tensor_parallel_size (1), normalize_rewards
-                (True), use_leave_one_out_baseline (True), and any setting of GRPOConfig.
-        """
-        model, args = cls._nemo_settings(model_name_or_path, settings)
-        return cls(model, args=args)
-
-    @staticmethod
-    def _nemo_settings(model: str, settings: dict) -> tuple[str, GRPOConfig]:
-        ours = from_arguments({"model_name_or_path": model, **settings}, world_size())
-        return ours.pop("model"), GRPOConfig(**ours)
 
     def fit(
         self,

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from grpo_mcore.callbacks.runner import AnyCallback
 from grpo_mcore.config import ConfigError, DPOConfig, SFTConfig
-from grpo_mcore.config.nemo import from_arguments
 from grpo_mcore.data.order import Order
 from grpo_mcore.data.sources import Rows, is_data_module, open_dataset, open_eval_datasets
 from grpo_mcore.models.shape import ModelShape
@@ -140,9 +139,6 @@ class OfflineTrainer(BaseTrainer):
         steps_per_epoch: None for a stream.
     """
 
-    algorithm: ClassVar[str]
-    """NeMo RL's name for it."""
-    config_class: ClassVar[type]
     session_class: ClassVar[type[OfflineSession]]
 
     def __init__(
@@ -187,19 +183,6 @@ class OfflineTrainer(BaseTrainer):
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         if self._source() is not None:
             self._prepare()
-
-    @classmethod
-    def from_pretrained(cls, model_name_or_path: str, **settings):
-        """A trainer with NeMo RL's names and defaults; `fit` brings the data.
-
-        Args:
-            settings: batch_size (32), learning_rate (SFT 2e-5, DPO 1e-6), max_sequence_length
-                (512), tensor_parallel_size (1), beta (DPO, 0.1), and any setting of the
-                configuration.
-        """
-        given = {"model_name_or_path": model_name_or_path, **settings}
-        ours = from_arguments(given, world_size(), cls.algorithm)
-        return cls(ours.pop("model"), args=cls.config_class(**ours))
 
     @abstractmethod
     def _check(self, shape: ModelShape) -> None:

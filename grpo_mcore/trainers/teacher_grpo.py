@@ -80,6 +80,8 @@ class TeacherGRPOTrainer(GRPOTrainer):
         job: what was found of models and data; set once these are known.
     """
 
+    algorithm = "teacher_grpo"
+
     def __init__(
         self,
         *arguments,
@@ -110,14 +112,6 @@ class TeacherGRPOTrainer(GRPOTrainer):
         self.student_settings = student_model_init_kwargs or {}
         self.disable_student_offloading = disable_student_offloading
         super().__init__(*arguments, **others)
-
-    @classmethod
-    def from_pretrained(cls, model_name_or_path: str, **settings) -> "TeacherGRPOTrainer":
-        """As GRPOTrainer's, with `student_model` among the settings."""
-        ours = {"student_model", "student_model_init_kwargs"}
-        kept = {name: settings.pop(name) for name in ours & settings.keys()}
-        model, args = cls._nemo_settings(model_name_or_path, settings)
-        return cls(model, args=args, **kept)
 
     def _refuse_unused(self, args: GroupConfig) -> None:
         for name in ("environment", "tools", "rollout_func"):
@@ -158,7 +152,10 @@ class TeacherGRPOTrainer(GRPOTrainer):
         if not self.reward_sources:
             args = self.args
             self.reward_sources = [
-                AdaptiveTeachingReward(args.degradation_penalty_multiplier, args.efficiency_weight)
+                AdaptiveTeachingReward(
+                    degradation_penalty_multiplier=args.degradation_penalty_multiplier,
+                    efficiency_weight=args.efficiency_weight,
+                )
             ]
         columns = {*self.job.train[0].columns, *LESSON_COLUMNS}
         self.rewards = self._specs(self.reward_sources, columns)
