@@ -155,6 +155,7 @@ class Loop:
         runner.start(config.max_steps, int(epochs), role.rank, role.broadcast)
         if "callbacks" in saved:
             notes = [*notes, *runner.load_state_dict(saved["callbacks"], start.checkpoint)]
+        runner.state.global_step = self.done
         self.progress: Progress | None = None
         if role.rank == 0:
             self.progress = Progress(
