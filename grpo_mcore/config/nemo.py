@@ -30,12 +30,6 @@ class Setting:
 _POLICY = (
     Setting("model", object, ("policy.model_name",), "model_name_or_path"),
     Setting("learning_rate", float, ("policy.learning_rate",), "learning_rate"),
-    Setting(
-        "max_sequence_length",
-        int,
-        ("policy.max_sequence_length", "policy.max_total_sequence_length"),
-        "max_sequence_length",
-    ),
     Setting("per_device_train_batch_size", int, ("policy.train_micro_batch_size",)),
     # The rest make our `layout`.
     Setting("dtensor", bool, ("policy.dtensor_cfg.enabled",)),
@@ -45,9 +39,18 @@ _POLICY = (
     Setting("megatron_pipeline", int, ("policy.megatron_cfg.pipeline_model_parallel_size",)),
 )
 _BATCH = Setting("batch_size", int, ("policy.train_global_batch_size",), "batch_size")
+
+
+def _longest(ours: str) -> Setting:
+    """Tokens of a sequence at most."""
+    keys = ("policy.max_sequence_length", "policy.max_total_sequence_length")
+    return Setting(ours, int, keys, "max_sequence_length")
+
+
 SETTINGS = {
     "grpo": (
         *_POLICY,
+        _longest("max_sequence_length"),
         Setting(
             "num_prompts_per_step", int, ("grpo.num_prompts_per_step",), "num_prompts_per_step"
         ),
@@ -73,9 +76,15 @@ SETTINGS = {
         ),
         Setting("max_steps", int, ("grpo.max_num_steps",)),
     ),
-    "sft": (*_POLICY, _BATCH, Setting("max_steps", int, ("sft.max_num_steps",))),
+    "sft": (
+        *_POLICY,
+        _longest("max_length"),
+        _BATCH,
+        Setting("max_steps", int, ("sft.max_num_steps",)),
+    ),
     "dpo": (
         *_POLICY,
+        _longest("max_length"),
         _BATCH,
         Setting("beta", float, ("dpo.reference_policy_kl_penalty",), "beta"),
         Setting("max_steps", int, ("dpo.max_num_steps",)),
@@ -91,8 +100,8 @@ DEFAULTS = {
         "scale_rewards": "group",
         "advantage_estimator": "loo",
     },
-    "sft": {"batch_size": 32, "learning_rate": 2e-5, "max_sequence_length": 512},
-    "dpo": {"batch_size": 32, "learning_rate": 1e-6, "beta": 0.1},
+    "sft": {"batch_size": 32, "learning_rate": 2e-5, "max_length": 512},
+    "dpo": {"batch_size": 32, "learning_rate": 1e-6, "max_length": 512, "beta": 0.1},
 }
 """Algorithm -> what NeMo RL takes where a setting is not given, in our words."""
 

@@ -1,5 +1,6 @@
 """What trainers are given, in the words of several libraries."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from grpo_mcore.config import ConfigError, TrainingConfig
 from grpo_mcore.config.lora import read_lora_config
+from grpo_mcore.config.nemo import from_nemo
 from grpo_mcore.models.sources import local_model
+from grpo_mcore.parallel.world import world_size
 
 UNSET = "???"
 
@@ -23,6 +26,29 @@ def either(name: str, value: Any, alias: str, other: Any) -> Any:
     if value is not None and other is not None:
         raise TypeError(f"{name} and {alias} are two names of one argument; give one of them")
     return other if value is None else value
+
+
+def read_settings(
+    model: Any, args: TrainingConfig | None, kind: type[TrainingConfig], algorithm: str
+) -> tuple[Any, TrainingConfig]:
+    """The model and the configuration that a constructor was given.
+
+    Args:
+        model: may also be what `args` would be, or NeMo RL's whole configuration of `algorithm`.
+        args: None: a `kind` with its defaults.
+
+    Raises:
+        ConfigError: for what NeMo RL's configuration cannot have.
+        TypeError: when two configurations are given.
+    """
+    if args is not None and isinstance(model, Mapping | TrainingConfig):
+        raise TypeError("model is a whole configuration; args is another: give one of them")
+    if isinstance(model, TrainingConfig):
+        return None, model
+    if isinstance(model, Mapping):
+        settings = from_nemo(model, world_size(), algorithm)
+        return settings.pop("model"), kind(**settings)
+    return model, kind() if args is None else args
 
 
 def check_kind(args: Any, kind: type) -> None:

@@ -61,6 +61,12 @@ class Session(ABC):
         """After each of the trainer's methods: nothing more is asked for the time being."""
 
 
+def of_dataset(name: str, metrics: dict[str, float]) -> dict[str, float]:
+    """An evaluation's metrics on the dataset `name` of `open_eval_datasets`, without "eval_"."""
+    prefix = name.removeprefix("eval").removeprefix("_")
+    return {f"{prefix}_{key}" if prefix else key: value for key, value in metrics.items()}
+
+
 class Attendance:
     """The session of processes that train nothing, but work for those that do."""
 

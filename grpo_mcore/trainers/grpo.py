@@ -11,10 +11,9 @@ from transformers import EvalPrediction
 
 from grpo_mcore.callbacks.runner import AnyCallback
 from grpo_mcore.config import ConfigError, GroupConfig, GRPOConfig
-from grpo_mcore.config.nemo import from_arguments, from_nemo
+from grpo_mcore.config.nemo import from_arguments
 from grpo_mcore.data.prompts import Prompt
 from grpo_mcore.data.sources import Rows
-from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.sources import local_model
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import World, world_size
@@ -27,6 +26,7 @@ from grpo_mcore.rewards import (
 from grpo_mcore.trainers.arguments import (
     check_kind,
     either,
+    read_settings,
     with_adapters,
     with_model,
     with_optimizers,
@@ -35,7 +35,7 @@ from grpo_mcore.trainers.base import BaseTrainer, Session
 from grpo_mcore.trainers.engines import start_engines
 from grpo_mcore.trainers.grpo_job import check_grpo
 from grpo_mcore.trainers.grpo_session import ENVIRONMENT_REWARD, GRPOSession
-from grpo_mcore.trainers.preflight import check_weights
+from grpo_mcore.trainers.preflight import check_reference
 
 TEACHING = (
     "baseline_samples", "max_probe_tokens", "max_answer_tokens", "student_temperature",
@@ -78,8 +78,8 @@ class GRPOTrainer(BaseTrainer):
         """Checks everything that can be checked before models load.
 
         Args:
-            model: a path, a hub id or a transformers model; or NeMo RL's whole configuration, a
-                dictionary.
+            model: a path, a hub id or a transformers model; NeMo RL's whole configuration, a
+                dictionary; or what `args` would be.
             reward_funcs: functions of any style of `rewards.specs`, sequence-classification models,
                 or paths or hub ids of such; one or several, weighed by `args.reward_weights`.
             train_dataset: rows with a column `prompt`, text or messages (`data.sources` says in
@@ -108,13 +108,7 @@ class GRPOTrainer(BaseTrainer):
             TypeError: for an argument given under two names.
         """
         args = either("args", args, "config", config)
-        if isinstance(model, Mapping):
-            if args is not None:
-                raise TypeError("model is a whole configuration; args is another: give one of them")
-            settings = from_nemo(model, world_size())
-            model = settings.pop("model")
-            args = GRPOConfig(**settings)
-        args = GRPOConfig() if args is None else args
+        model, args = read_settings(model, args, GRPOConfig, "grpo")
         check_kind(args, GroupConfig)
         if num_generations is not None:
             args = replace(args, num_generations=num_generations)
@@ -223,12 +217,9 @@ class GRPOTrainer(BaseTrainer):
     def _check_reference(self) -> None:
         if self.ref_path is None:
             return
-        key = f"ref_model={self.ref_path}"
         if not self.args.beta:
-            raise ConfigError(f"{key}: is of no use with beta=0")
-        if read_shape("ref_model", self.ref_path) != self.job.shape:
-            raise ConfigError(f"{key}: is not of the shape of the model that is trained")
-        check_weights("ref_model", self.ref_path, self.job.shape)
+            raise ConfigError(f"ref_model={self.ref_path}: is of no use with beta=0")
+        check_reference(self.ref_path, self.job.shape)
 
     def _specs(self, sources: list[RewardSource], columns: set[str] | None) -> list[RewardSpec]:
         return as_reward_specs(

@@ -31,7 +31,7 @@ from grpo_mcore.rewards.specs import GROUND_TRUTHS
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Request, request_seed
 from grpo_mcore.rollout.samples import Rollouts, Sample
-from grpo_mcore.trainers.base import Session
+from grpo_mcore.trainers.base import Session, of_dataset
 from grpo_mcore.trainers.batches import generation_cycle, prompts_per_generation
 from grpo_mcore.trainers.grpo_update import GRPOUpdate
 from grpo_mcore.trainers.loop import Loop, Start, trained_model
@@ -317,8 +317,7 @@ class GRPOSession(Session):
             rollouts = self.roll_out_prompts(prompts, name, copies)
             scores = self.score(rollouts)
             measured = self.describe(rollouts, scores) | self._computed(rollouts)
-            prefix = name.removeprefix("eval").removeprefix("_")
-            metrics |= {f"{prefix}_{k}" if prefix else k: v for k, v in measured.items()}
+            metrics |= of_dataset(name, measured)
         self.phases.take()
         return metrics
 

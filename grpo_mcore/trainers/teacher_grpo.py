@@ -160,8 +160,6 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         Raises:
             ConfigError: for a setting that cannot work.
         """
-        if arguments and isinstance(arguments[0], GroupConfig):
-            others["args"], arguments = arguments[0], (None, *arguments[1:])
         self.student_model = student_model
         self.student_settings = student_model_init_kwargs or {}
         self.disable_student_offloading = disable_student_offloading
