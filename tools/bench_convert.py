@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import os
+import runpy
 import shutil
 import statistics
 import subprocess
@@ -107,11 +108,11 @@ def measure(*command) -> dict[str, float]:
 
 def run_measured(module: str, *arguments: str) -> None:
     """The process of `measure`."""
-    command = importlib.import_module(f"checkpoints_convert.{module}")
+    importlib.import_module(f"checkpoints_convert.{module}")
     sys.argv = [module, *arguments]
     Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM, the peak, anew
     bare, start = kib("VmRSS"), time.perf_counter()
-    command.main()
+    runpy.run_module(f"checkpoints_convert.{module}", run_name="__main__")
     seconds = round(time.perf_counter() - start, 2)
     print(json.dumps({"seconds": seconds, "mib_over_bare": (kib("VmHWM") - bare) // 1024}))
 

@@ -86,6 +86,7 @@ class BaseTrainer(ABC):
     Attributes:
         args: the configuration; once the data are known, with batch sizes and steps as numbers.
         runner: callbacks, and transformers' `state` and `control`.
+        job: what `args` and the data made; None before both are known.
         current_rewards: [samples] of the newest step, its KL divergence [1]; for hooks. None where
             there are none.
     """
@@ -107,6 +108,8 @@ class BaseTrainer(ABC):
             processing_class: a transformers tokenizer in place of the model's own.
         """
         self.args, self.processing_class = args, processing_class
+        self._asked = args
+        self.job: Any = None
         self.runner = CallbackRunner(
             [*(callbacks or ()), *tracker_callbacks(args.report_to)], self, args
         )
@@ -322,9 +325,10 @@ class BaseTrainer(ABC):
         """
         self.close()
         if max_steps is not None:
-            self.args = replace(self.args, max_steps=max_steps)
+            self._asked = replace(self._asked, max_steps=max_steps)
         elif max_epochs is not None:
-            self.args = replace(self.args, max_steps=-1, num_train_epochs=max_epochs)
+            self._asked = replace(self._asked, max_steps=-1, num_train_epochs=max_epochs)
+        self.args = self._asked
         for callback in callbacks or ():
             self.add_callback(callback)
         self._set_data(dataset, **others)
@@ -372,6 +376,8 @@ class BaseTrainer(ABC):
         """The session, opened if it is not, and closed on an error."""
         try:
             if self._session is None:
+                if self.job is None:
+                    self._prepare()
                 if BaseTrainer._open is not None:
                     BaseTrainer._open.close()
                 BaseTrainer._open = self

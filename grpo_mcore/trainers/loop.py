@@ -65,7 +65,8 @@ def choose_start(config: TrainingConfig, role: Role | None = None) -> Start:
         )
     if checkpoint is None:
         return Start(None, [f"resume={AUTO}: no checkpoint in {own}: from the beginning"])
-    if is_used and checkpoint.resolve().parent != own.resolve():
+    saved = once(lambda: yaml.safe_load((checkpoint / CONFIG).read_text()))
+    if is_used and Path(saved["output_dir"]).resolve() != directory.resolve():
         raise ConfigError(
             f"output_dir={directory}: holds an earlier run, of which {checkpoint} is no part; "
             "choose another"
@@ -73,7 +74,7 @@ def choose_start(config: TrainingConfig, role: Role | None = None) -> Start:
     step = folder.step_of(checkpoint)
     if step > config.max_steps:
         raise ConfigError(f"max_steps={config.max_steps}: {checkpoint} is at step {step}")
-    _check_fixed(config, checkpoint)
+    _check_fixed(config, checkpoint, saved)
     return Start(checkpoint, [*notes, f"going on from {checkpoint}"])
 
 
@@ -86,10 +87,9 @@ def trained_model(config: TrainingConfig) -> ModelConfig:
     return getattr(config, trained_section(config))
 
 
-def _check_fixed(config: TrainingConfig, checkpoint: Path) -> None:
+def _check_fixed(config: TrainingConfig, checkpoint: Path, saved: dict) -> None:
     section = trained_section(config)
     now = asdict(config)
-    saved = yaml.safe_load((checkpoint / CONFIG).read_text())
     if section not in saved:
         raise ConfigError(f"resume={config.resume}: {checkpoint} is of another kind of trainer")
     for name in FIXED:
@@ -155,6 +155,7 @@ class Loop:
         runner.start(config.max_steps, int(epochs), role.rank, role.broadcast)
         if "callbacks" in saved:
             notes = [*notes, *runner.load_state_dict(saved["callbacks"], start.checkpoint)]
+        runner.state.global_step = self.done
         self.progress: Progress | None = None
         if role.rank == 0:
             self.progress = Progress(

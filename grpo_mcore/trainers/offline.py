@@ -219,6 +219,11 @@ class OfflineTrainer(BaseTrainer):
         if evals is None and is_data_module(source):
             evals = source
         self.evals = self._open_evals(evals)
+        if (config.metric_for_best_model or "").startswith("eval_") and not self.evals:
+            raise ConfigError(
+                f"metric_for_best_model={config.metric_for_best_model}: needs eval_dataset, there "
+                "is none"
+            )
 
     def _max_length(self) -> int:
         return min(self.args.max_length or self.shape.positions, self.shape.positions)

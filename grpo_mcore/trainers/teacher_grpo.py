@@ -5,6 +5,7 @@ guidance; the student answers again; the reward is the improvement. The loss is 
 adaptive prompt the guidance was sampled from, not on the bare question.
 """
 
+import random
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
@@ -72,7 +73,57 @@ FROZEN = 0
 """The version of the student's weights, for ever."""
 
 
-class TeacherGRPOTrainer(GRPOTrainer):
+class TeacherTrainer:
+    """What ATLAS's trainers of teachers offer of the student beside training (ATLAS, "Trainers
+    API"). Every rank calls these methods with the same."""
+
+    args: TeacherGRPOConfig
+
+    @property
+    def max_probe_tokens(self) -> int:
+        return self.args.max_probe_tokens
+
+    @property
+    def student_diagnostic_template(self) -> str:
+        return self.args.templates.diagnostic
+
+    @property
+    def teacher_adaptive_template(self) -> str:
+        return self.args.templates.adaptive
+
+    @property
+    def student_with_teaching_template(self) -> str:
+        return self.args.templates.with_teaching
+
+    @property
+    def student_baseline_template(self) -> str:
+        return self.args.templates.baseline
+
+    def _generate_baseline_solutions(self, prompts_text: list[str]) -> list[str]:
+        """What the student, alone, gives as its solution of each problem."""
+        return [attempt.solutions[0] for attempt in self._attempts(prompts_text)]
+
+    def _generate_student_approaches(self, prompts_text: list[str]) -> list[str]:
+        """How the student would go about each problem, in at most `max_probe_tokens`."""
+        return [attempt.approach for attempt in self._attempts(prompts_text)]
+
+    def _extract_solutions_from_responses(self, responses: list[str]) -> list[str]:
+        """What stands in the <solution> tags of each response; "" without them."""
+        return [extract_solution(response) for response in responses]
+
+    def _attempts(self, problems: list[str]) -> list[Attempt]:
+        """The student's attempts; [] on processes that only carry the student."""
+        questions = [Question(number, text, "", {}) for number, text in enumerate(problems)]
+        with self._opened() as session:
+            if isinstance(session, Attendance):
+                session.serve()
+                return []
+            attempts = session.classroom.ask_attempts(questions, "asked").result()[0]
+            session.rest()
+        return attempts
+
+
+class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
     """Trains a teacher to teach a frozen student. The same script runs on every rank; what a rank
     does follows from the layout.
 
@@ -87,6 +138,7 @@ class TeacherGRPOTrainer(GRPOTrainer):
         *arguments,
         student_model: Any = None,
         student_model_init_kwargs: dict | None = None,
+        logging_prob: float = 0.0,
         disable_student_offloading: bool | None = None,
         **others,
     ):
@@ -103,6 +155,8 @@ class TeacherGRPOTrainer(GRPOTrainer):
                 the right answer: `answer`, `ground_truth` or `ground_truths`.
             student_model: a path, a hub id or a transformers model.
             student_model_init_kwargs: settings of the student's ModelConfig, such as `dtype`.
+            logging_prob: the probability with which all of a step's guidances are logged, and not
+                only `args.log_completions` of them.
             disable_student_offloading: in place of `args.disable_student_offloading`.
 
         Raises:
@@ -111,6 +165,9 @@ class TeacherGRPOTrainer(GRPOTrainer):
         self.student_model = student_model
         self.student_settings = student_model_init_kwargs or {}
         self.disable_student_offloading = disable_student_offloading
+        if not 0 <= logging_prob <= 1:
+            raise ConfigError(f"logging_prob={logging_prob}: must be between 0 and 1")
+        self.logging_prob = logging_prob
         super().__init__(*arguments, **others)
 
     def _refuse_unused(self, args: GroupConfig) -> None:
@@ -352,7 +409,10 @@ class TeacherSession(GRPOSession):
                 for lesson, reward in zip(rollouts.lessons, rewards, strict=True)
             ]
             step = self.trainer.state.global_step + 1
-            self.loop.progress.completions(step, rows[: self.config.log_completions])
+            chance = random.Random(f"{self.config.seed}/log/{step}").random()
+            is_lucky = chance < self.trainer.logging_prob
+            shown = len(rows) if is_lucky else self.config.log_completions
+            self.loop.progress.completions(step, rows[:shown])
 
     def state(self) -> dict:
         """Also what the student has been asked ahead; with it, a resumed run repeats this one even

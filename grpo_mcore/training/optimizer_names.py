@@ -52,6 +52,4 @@ def decay_style(name: str) -> str:
 
 def _check(key: str, name: str, served: Iterable[str]) -> None:
     if name not in served:
-        raise ConfigError(
-            f"{key}={name}: choose one of {', '.join(served)}"
-        )
+        raise ConfigError(f"{key}={name}: choose one of {', '.join(served)}")

@@ -10,6 +10,8 @@ from grpo_mcore import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from grpo_mcore.config import ModelConfig
 from tests.trainers.offline_reference import BETA, HELD_OUT, PAIRS, ROWS
 
+DPO_LAYOUTS = ("2x1x2", "1x2x2")
+
 
 def sft_config(model: str, directory: Path, **settings) -> SFTConfig:
     return SFTConfig(
@@ -45,8 +47,9 @@ def main() -> None:
     for packing in (False, True):
         args = sft_config(model, output / f"sft-{packing}", layout="2x2x1", **rows_of(packing))
         SFTTrainer(args=args, train_dataset=ROWS, eval_dataset=HELD_OUT).train()
-    args = dpo_config(model, output / "dpo", layout="2x1x2")
-    DPOTrainer(None, other, args, train_dataset=PAIRS, eval_dataset=PAIRS[:5]).train()
+    for layout in DPO_LAYOUTS:
+        args = dpo_config(model, output / layout, layout=layout)
+        DPOTrainer(None, other, args, train_dataset=PAIRS, eval_dataset=PAIRS[:5]).train()
 
 
 if __name__ == "__main__":

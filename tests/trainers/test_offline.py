@@ -19,7 +19,7 @@ from grpo_mcore.callbacks import Callback
 from grpo_mcore.config import ConfigError
 from tests.end_to_end.conftest import records, run_command, torchrun
 from tests.trainers.offline_reference import CHATS, HELD_OUT, PAIRS, ROWS, TEMPLATE
-from tests.trainers.offline_worker import dpo_config, rows_of, sft_config
+from tests.trainers.offline_worker import DPO_LAYOUTS, dpo_config, rows_of, sft_config
 
 HERE = Path(__file__).parent
 
@@ -109,6 +109,14 @@ def test_first_step_of_sft_is_transformers(spread, expected, model, tmp_path, la
     assert evaluations(directory)[0]["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
 
 
+def test_micro_batches_of_a_token_budget(expected, model, tmp_path):
+    args = sft_config(model, tmp_path / "run", max_tokens_per_micro_batch=40, max_steps=1)
+    SFTTrainer(args=args, train_dataset=ROWS, eval_dataset=HELD_OUT).train()
+    assert close(steps(tmp_path / "run")[0], expected["completions"])
+    found = evaluations(tmp_path / "run")[0]["eval_loss"]
+    assert found == pytest.approx(expected["eval_loss"], abs=1e-5)
+
+
 @pytest.mark.seed(62)
 def test_loss_on_what_the_assistant_says(expected, model, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -128,15 +136,15 @@ def test_first_step_of_dpo_is_the_published_one(expected, model, other, tmp_path
 
 
 @pytest.mark.seed(63)
-def test_dpo_at_another_layout(spread, model, other, tmp_path):
-    args = dpo_config(model, tmp_path / "run")
+def test_dpo_at_other_layouts(spread, model, other, tmp_path):
+    alone = tmp_path / "run"
+    args = dpo_config(model, alone)
     DPOTrainer(None, other, args, train_dataset=PAIRS, eval_dataset=PAIRS[:5]).train()
-    found, alone = spread / "dpo", tmp_path / "run"
-    for one, same in zip(steps(found), steps(alone), strict=True):
-        assert one == pytest.approx(same, abs=1e-5, rel=1e-5)
-    for one, same in zip(evaluations(found), evaluations(alone), strict=True):
-        assert one == pytest.approx(same, abs=1e-5, rel=1e-5)
-    assert {"eval_rewards/margins", "eval_logps/chosen"} <= same.keys()
+    assert {"eval_rewards/margins", "eval_logps/chosen"} <= evaluations(alone)[0].keys()
+    for layout in DPO_LAYOUTS:
+        for rows in (steps, evaluations):
+            for found, same in zip(rows(spread / layout), rows(alone), strict=True):
+                assert found == pytest.approx(same, abs=1e-5, rel=1e-5), layout
 
 
 @pytest.mark.seed(63)
@@ -258,6 +266,7 @@ def test_arguments_under_two_names(model):
         ({"beta": 0}, "beta=0: must be above 0"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5: must be at least 0 and below 0.5"),
         ({"max_tokens_per_micro_batch": 64}, "max_tokens_per_micro_batch=64: would tear pairs"),
+        ({"metric_for_best_model": "eval_loss"}, "eval_loss: needs eval_dataset, there is none"),
         ({"max_length": 0}, "max_length=0: must be above 0"),
         ({"max_length": 2}, "max_length=2: every prompt of train_dataset is as long"),
     ],

@@ -65,6 +65,6 @@ def test_schedules_have_a_style_of_megatrons(name):
 
 @pytest.mark.parametrize("name", OTHER_SCHEDULES)
 def test_another_schedule_is_refused(name):
-    message = f"lr_scheduler_type={name}: is not served .* linear, cosine, constant, constant_with"
+    message = f"lr_scheduler_type={name}: choose one .* linear, cosine, constant, constant_with"
     with pytest.raises(ConfigError, match=message):
         decay_style(name)
