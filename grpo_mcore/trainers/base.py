@@ -223,15 +223,13 @@ class BaseTrainer(ABC):
         Raises:
             ConfigError: when there is neither.
         """
-        with self._opened() as session:
-            if isinstance(session, Attendance):
-                session.serve()
+        with self._together() as session:
+            if session is None:
                 return {}
             datasets = None if eval_dataset is None else self._open_evals(eval_dataset)
             if datasets is None and not session.evaluates:
                 raise ConfigError("eval_dataset=None: there is nothing to evaluate on; pass one")
             metrics = session.loop.evaluate(lambda: session.evaluate(datasets))
-            session.rest()
         return {metric_key_prefix + k.removeprefix("eval"): v for k, v in metrics.items()}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -394,6 +392,17 @@ class BaseTrainer(ABC):
         """The session on the ranks that train, None on others, for what needs no other role."""
         with self._opened() as session:
             yield session if isinstance(session, Session) else None
+
+    @contextmanager
+    def _together(self) -> Iterator[Session | None]:
+        """The session on the ranks that train; None on others, once they have worked for those."""
+        with self._opened() as session:
+            if isinstance(session, Attendance):
+                session.serve()
+                yield None
+            else:
+                yield session
+                session.rest()
 
     def _begin_at(self, resume: str) -> None:
         self.close()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
@@ -249,13 +250,19 @@ class GRPOTrainer(BaseTrainer):
 
         Returns:
             Prompts as text, one a completion; completion_ids [completions, tokens], padded with 0
-            (with the pad token, where there is one); advantages [completions].
+            (with the pad token, where there is one); advantages [completions]. Nothing on
+            processes that only carry a student.
+
+        Raises:
+            ConfigError: when data parallel ranks cannot share the completions equally.
         """
         if isinstance(inputs, Mapping):
             inputs = [
                 dict(zip(inputs, row, strict=True)) for row in zip(*inputs.values(), strict=True)
             ]
-        with self._working() as session:
+        with self._together() as session:
+            if session is None:
+                return [], torch.empty(0, 0), torch.empty(0)
             return session.generate_and_score(inputs)
 
     def compute_loss(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -265,14 +272,20 @@ class GRPOTrainer(BaseTrainer):
         Args:
             model: as in transformers; the policy is meant, whatever is given.
             inputs: TRL's prompt_ids, prompt_mask, completion_ids, completion_mask [completions,
-                tokens], advantages [completions], and if there are any, old_per_token_logps and
-                ref_per_token_logps [completions, tokens].
+                tokens] and advantages [completions]. If they are there, also old_per_token_logps,
+                ref_per_token_logps, sampling_per_token_logps [completions, tokens], which are else
+                computed, and num_items_in_batch, else the tokens of these completions.
 
         Returns:
-            A number, the same on every rank.
+            A number, the same on every rank that trains; NaN on others.
+
+        Raises:
+            ConfigError: when data parallel ranks cannot share the completions equally.
         """
         with self._working() as session:
-            return session.compute_loss(inputs)
+            if session is None:
+                return torch.tensor(torch.nan)
+            return torch.tensor(session.compute_loss(inputs), dtype=torch.float64)
 
 
 def _environment_reward(name: str) -> Callable:

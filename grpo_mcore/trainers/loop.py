@@ -66,7 +66,8 @@ def choose_start(config: TrainingConfig, role: Role | None = None) -> Start:
     if checkpoint is None:
         return Start(None, [f"resume={AUTO}: no checkpoint in {own}: from the beginning"])
     saved = once(lambda: yaml.safe_load((checkpoint / CONFIG).read_text()))
-    if is_used and Path(saved["output_dir"]).resolve() != directory.resolve():
+    is_own = checkpoint.resolve().parent == own.resolve()
+    if is_used and not is_own and Path(saved["output_dir"]).resolve() != directory.resolve():
         raise ConfigError(
             f"output_dir={directory}: holds an earlier run, of which {checkpoint} is no part; "
             "choose another"

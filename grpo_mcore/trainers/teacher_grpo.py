@@ -6,7 +6,7 @@ adaptive prompt the guidance was sampled from, not on the bare question.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -114,13 +114,10 @@ class TeacherTrainer:
     def _attempts(self, problems: list[str]) -> list[Attempt]:
         """The student's attempts; [] on processes that only carry the student."""
         questions = [Question(number, text, "", {}) for number, text in enumerate(problems)]
-        with self._opened() as session:
-            if isinstance(session, Attendance):
-                session.serve()
+        with self._together() as session:
+            if session is None:
                 return []
-            attempts = session.classroom.ask_attempts(questions, "asked").result()[0]
-            session.rest()
-        return attempts
+            return session.classroom.ask_attempts(questions, "asked").result()[0]
 
 
 class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
@@ -331,6 +328,11 @@ class TeacherSession(GRPOSession):
         with phases("attempts"):
             attempts = self.attempts_of(questions, key)
         return self.teach(attempts, key, config.num_generations)
+
+    def roll_out_given(self, rows: Sequence[dict]) -> Rollouts:
+        questions = read_questions(self.config, self.job, list(rows))
+        attempts, _ = self.classroom.ask_attempts(questions, "asked").result()
+        return self.teach(attempts, "asked", self.config.num_generations)
 
     def teach(self, attempts: list[Attempt], key: str, copies: int) -> Rollouts:
         phases = self.phases
