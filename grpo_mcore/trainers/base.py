@@ -2,6 +2,7 @@
 
 import atexit
 import math
+import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -229,8 +230,7 @@ class BaseTrainer(ABC):
             datasets = None if eval_dataset is None else self._open_evals(eval_dataset)
             if datasets is None and not session.evaluates:
                 raise ConfigError("eval_dataset=None: there is nothing to evaluate on; pass one")
-            metrics = session.loop.evaluate(lambda: session.evaluate(datasets))
-        return {metric_key_prefix + k.removeprefix("eval"): v for k, v in metrics.items()}
+            return session.loop.evaluate(lambda: session.evaluate(datasets), metric_key_prefix)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the model, or with `peft_config` its adapters, with the tokenizer, as
@@ -266,15 +266,17 @@ class BaseTrainer(ABC):
             self._write_model(session, Path(folder))
         if not is_rank_zero():
             return None
-        return push_folder(
+        upload = push_folder(
             Path(folder),
             self.args.hub_model_id,
             commit_message,
             token,
             revision,
             self.args.hub_private_repo,
-            blocking,
+            blocking=False,
         )
+        upload.add_done_callback(lambda _: shutil.rmtree(folder))
+        return upload.result() if blocking else upload
 
     def log(self, metrics: dict) -> None:
         """Records metrics of the user's own: in metrics.jsonl, callbacks and trackers."""

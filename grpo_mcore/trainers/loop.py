@@ -248,9 +248,11 @@ class Loop:
         """Epochs that `done` steps make."""
         return done / (self.steps_per_epoch or self.config.max_steps)
 
-    def evaluate(self, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Evaluates and tells. Returns the metrics under "eval_"."""
-        metrics = {f"eval_{name}": value for name, value in evaluate().items()}
+    def evaluate(
+        self, evaluate: Callable[[], dict[str, float]], prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluates and tells. Returns the metrics under `prefix` and "_"."""
+        metrics = {f"{prefix}_{name}": value for name, value in evaluate().items()}
         if self.progress:
             self.progress.evaluation(self.done, with_aliases(metrics))
         self.runner.evaluate(metrics)
