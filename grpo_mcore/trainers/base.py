@@ -84,7 +84,6 @@ class BaseTrainer(ABC):
     Attributes:
         args: the configuration; once the data are known, with batch sizes and steps as numbers.
         runner: callbacks, and transformers' `state` and `control`.
-        job: what `args` and the data made; None before both are known.
         current_rewards: [samples] of the newest step, its KL divergence [1]; for hooks. None where
             there are none.
     """
@@ -104,7 +103,7 @@ class BaseTrainer(ABC):
         """
         self.args, self.processing_class = args, processing_class
         self._asked = args
-        self.job: Any = None
+        self._is_ready = False
         self.runner = CallbackRunner(
             [*(callbacks or ()), *tracker_callbacks(args.report_to)], self, args
         )
@@ -308,7 +307,7 @@ class BaseTrainer(ABC):
         for callback in callbacks or ():
             self.add_callback(callback)
         self._set_data(dataset, **others)
-        self._prepare()
+        self._get_ready()
         return training_result(self.train(), self.runner.state)
 
     def save_checkpoint(self, path: str) -> None:
@@ -344,6 +343,11 @@ class BaseTrainer(ABC):
 
     # For trainers.
 
+    def _get_ready(self) -> None:
+        """Once the data are known."""
+        self._prepare()
+        self._is_ready = True
+
     def _choose_start(self, world: World, role: str) -> Start:
         return choose_start(self.args, world.roles[role])
 
@@ -352,8 +356,8 @@ class BaseTrainer(ABC):
         """The session, opened if it is not, and closed on an error."""
         try:
             if self._session is None:
-                if self.job is None:
-                    self._prepare()
+                if not self._is_ready:
+                    self._get_ready()
                 if BaseTrainer._open is not None:
                     BaseTrainer._open.close()
                 BaseTrainer._open = self
