@@ -87,7 +87,6 @@ class BaseTrainer(ABC):
     Attributes:
         args: the configuration; once the data are known, with batch sizes and steps as numbers.
         runner: callbacks, and transformers' `state` and `control`.
-        job: what `args` and the data made; None before both are known.
         current_rewards: [samples] of the newest step, its KL divergence [1]; for hooks. None where
             there are none.
     """
@@ -110,7 +109,7 @@ class BaseTrainer(ABC):
         """
         self.args, self.processing_class = args, processing_class
         self._asked = args
-        self.job: Any = None
+        self._is_ready = False
         self.runner = CallbackRunner(
             [*(callbacks or ()), *tracker_callbacks(args.report_to)], self, args
         )
@@ -332,7 +331,7 @@ class BaseTrainer(ABC):
         for callback in callbacks or ():
             self.add_callback(callback)
         self._set_data(dataset, **others)
-        self._prepare()
+        self._get_ready()
         return training_result(self.train(), self.runner.state)
 
     def save_checkpoint(self, path: str) -> None:
@@ -368,6 +367,11 @@ class BaseTrainer(ABC):
 
     # For trainers.
 
+    def _get_ready(self) -> None:
+        """Once the data are known."""
+        self._prepare()
+        self._is_ready = True
+
     def _choose_start(self, world: World, role: str) -> Start:
         return choose_start(self.args, world.roles[role])
 
@@ -376,8 +380,8 @@ class BaseTrainer(ABC):
         """The session, opened if it is not, and closed on an error."""
         try:
             if self._session is None:
-                if self.job is None:
-                    self._prepare()
+                if not self._is_ready:
+                    self._get_ready()
                 if BaseTrainer._open is not None:
                     BaseTrainer._open.close()
                 BaseTrainer._open = self

@@ -132,7 +132,7 @@ class GRPOTrainer(BaseTrainer):
             self.ref_path = local_model("ref_model", ref_model, Path(args.output_dir) / "models")
         self.compute_metrics = compute_metrics
         if self._is_complete():
-            self._prepare()
+            self._get_ready()
 
     def fit(
         self,

@@ -84,6 +84,8 @@ class GRPOSession(Session):
         self.held: dict[int, Batch] = {}
         """Generations that are not used up."""
         self.training_span = (0.0, 0.0)
+        self.step = 0
+        """The newest, counted from 1."""
 
         self.policy = Policy(
             self.role, self.shape, self.model, config, config.peft_config, trainer.lr_lambda
@@ -117,7 +119,7 @@ class GRPOSession(Session):
         return bool(self.job.evals)
 
     def train_step(self, step: int) -> dict[str, float]:
-        phases, metrics = self.phases, {}
+        self.step, phases, metrics = step + 1, self.phases, {}
         with phases("step"):
             parts = self.cycle.parts(step)
             for generation in dict.fromkeys(generation for generation, _ in parts):
@@ -291,14 +293,13 @@ class GRPOSession(Session):
 
     def score(self, rollouts: Rollouts) -> Scores:
         """Each sample's rewards, computed once and shared by all ranks."""
-        state = self.trainer.state
         call = RewardCall(
-            state.global_step + 1,
+            self.step,
             rollouts.prompts,
             rollouts.completions,
             [sample.tokens for sample in rollouts.samples],
             rollouts.columns,
-            state,
+            self.trainer.state,
         )
         timeout = self.config.reward_timeout
         with self.phases("reward"):
@@ -356,7 +357,7 @@ class GRPOSession(Session):
             }
             for i in range(min(len(rollouts), self.config.log_completions))
         ]
-        self.loop.progress.completions(self.trainer.state.global_step + 1, rows)
+        self.loop.progress.completions(self.step, rows)
 
     def state(self) -> dict:
         return {"entropy": self.update.entropy.state(), "cursor": self.cursor}

@@ -182,7 +182,7 @@ class OfflineTrainer(BaseTrainer):
         super().__init__(args, callbacks, tokenizer)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         if self._source() is not None:
-            self._prepare()
+            self._get_ready()
 
     @abstractmethod
     def _check(self, shape: ModelShape) -> None:
@@ -236,8 +236,6 @@ class OfflineTrainer(BaseTrainer):
         return {name: self._load(rows, self._max_length()) for name, rows in opened.items()}
 
     def _world(self) -> tuple[dict[str, Layout], str, float]:
-        if self._source() is None:
-            self._prepare()  # which says so
         return {"policy": self.layout}, "colocated", self.args.deadline_seconds
 
     def _open_session(self, world: World, cleanup: ExitStack) -> Session:

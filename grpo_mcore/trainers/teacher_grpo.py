@@ -410,11 +410,10 @@ class TeacherSession(GRPOSession):
                 }
                 for lesson, reward in zip(rollouts.lessons, rewards, strict=True)
             ]
-            step = self.trainer.state.global_step + 1
-            chance = random.Random(f"{self.config.seed}/log/{step}").random()
+            chance = random.Random(f"{self.config.seed}/log/{self.step}").random()
             is_lucky = chance < self.trainer.logging_prob
             shown = len(rows) if is_lucky else self.config.log_completions
-            self.loop.progress.completions(step, rows[:shown])
+            self.loop.progress.completions(self.step, rows[:shown])
 
     def state(self) -> dict:
         """Also what the student has been asked ahead; with it, a resumed run repeats this one even
