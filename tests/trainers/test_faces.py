@@ -108,7 +108,7 @@ class Watch(TrainerCallback):
         self.logs.append(logs)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        self.seen.append(("evaluate", state.global_step, metrics["eval_reward"]))
+        self.seen.append(("evaluate", state.global_step))
 
     def on_save(self, args, state, control, **kwargs):
         self.seen.append(("save", state.global_step))
@@ -258,12 +258,11 @@ def test_nemo_hooks_are_called_in_order(first):
 
 @pytest.mark.seed(9, 47)
 def test_transformers_callbacks_see_steps_logs_evaluations_and_checkpoints(first):
-    seen = [event[:2] for event in first.watch.seen]
-    evaluations = [("evaluate", 0), ("evaluate", 2), ("evaluate", 3), ("evaluate", 3)]
-    assert [e for e in seen if e[0] == "evaluate"][:4] == evaluations
-    assert [e for e in seen if e[0] != "evaluate"] == [
-        pair for step in (1, 2, 3) for pair in (("step", step), ("save", step))
-    ]
+    seen = first.watch.seen
+    assert seen == [
+        ("evaluate", 0), ("step", 1), ("save", 1), ("step", 2), ("evaluate", 2), ("save", 2),
+        ("step", 3), ("evaluate", 3), ("save", 3), ("evaluate", 3), ("evaluate", 3),
+    ]  # fmt: skip
     rewards = [r["reward"] for r in records(first.directory) if "reward" in r]
     assert [logs["reward"] for logs in first.watch.logs if "reward" in logs] == rewards
 
@@ -597,7 +596,7 @@ def test_a_whole_configuration_of_nemo_is_strict(model):
     assert (trainer.args.num_prompts_per_step, trainer.args.num_generations) == (4, 8)
     assert trainer.args.layout == "1x1x1"
     whole["grpo"]["num_prompt_per_step"] = 4
-    with pytest.raises(ConfigError, match="did you mean grpo.num_prompts"):
+    with pytest.raises(ConfigError, match="did you mean grpo"):
         GRPOTrainer(whole)
     with pytest.raises(TypeError, match="args is another"):
         GRPOTrainer(whole, args=GRPOConfig())
