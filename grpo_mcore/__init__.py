@@ -14,6 +14,8 @@ _HOMES = {
     "SFTConfig": "grpo_mcore.config",
     "TeacherGRPOTrainer": "grpo_mcore.trainers",
     "SFTTrainer": "grpo_mcore.trainers",
+    "DPOConfig": "grpo_mcore.config",
+    "DPOTrainer": "grpo_mcore.trainers",
     "BaseTrainer": "grpo_mcore.trainers.base",
     "Callback": "grpo_mcore.callbacks",
     "Environment": "grpo_mcore.environments",

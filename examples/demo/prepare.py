@@ -41,6 +41,8 @@ def sft_config(role: str, directory: Path, seed: int) -> SFTConfig:
         warmup_steps=30,
         stable_steps=270,
         weight_decay=0.01,
+        save_strategy="no",
+        shuffle_dataset=False,
         batch_size=64,
         per_device_train_batch_size=64,
         model=ModelConfig(path=str(directory / "random" / role)),

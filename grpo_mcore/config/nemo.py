@@ -30,12 +30,6 @@ class Setting:
 _POLICY = (
     Setting("model", object, ("policy.model_name",), "model_name_or_path"),
     Setting("learning_rate", float, ("policy.learning_rate",), "learning_rate"),
-    Setting(
-        "max_sequence_length",
-        int,
-        ("policy.max_sequence_length", "policy.max_total_sequence_length"),
-        "max_sequence_length",
-    ),
     Setting("per_device_train_batch_size", int, ("policy.train_micro_batch_size",)),
     # The rest make our `layout`.
     Setting("dtensor", bool, ("policy.dtensor_cfg.enabled",)),
@@ -45,54 +39,68 @@ _POLICY = (
     Setting("megatron_pipeline", int, ("policy.megatron_cfg.pipeline_model_parallel_size",)),
 )
 _BATCH = Setting("batch_size", int, ("policy.train_global_batch_size",), "batch_size")
-SETTINGS = {
-    "grpo": (
-        *_POLICY,
-        Setting(
-            "num_prompts_per_step", int, ("grpo.num_prompts_per_step",), "num_prompts_per_step"
-        ),
-        Setting(
-            "num_generations",
-            int,
-            ("grpo.num_generations_per_prompt",),
-            "num_generations_per_prompt",
-        ),
-        Setting(
-            "scale_rewards",
-            bool,
-            ("grpo.normalize_rewards",),
-            "normalize_rewards",
-            {True: "group", False: "none"},
-        ),
-        Setting(
-            "advantage_estimator",
-            bool,
-            ("grpo.use_leave_one_out_baseline",),
-            "use_leave_one_out_baseline",
-            {True: "loo", False: "group"},
-        ),
-        Setting("max_steps", int, ("grpo.max_num_steps",)),
+
+
+def _longest(ours: str) -> Setting:
+    """Tokens of a sequence at most."""
+    keys = ("policy.max_sequence_length", "policy.max_total_sequence_length")
+    return Setting(ours, int, keys, "max_sequence_length")
+
+
+_GROUP = (
+    Setting("num_prompts_per_step", int, ("grpo.num_prompts_per_step",), "num_prompts_per_step"),
+    Setting(
+        "num_generations",
+        int,
+        ("grpo.num_generations_per_prompt",),
+        "num_generations_per_prompt",
     ),
-    "sft": (*_POLICY, _BATCH, Setting("max_steps", int, ("sft.max_num_steps",))),
+    Setting(
+        "scale_rewards",
+        bool,
+        ("grpo.normalize_rewards",),
+        "normalize_rewards",
+        {True: "group", False: "none"},
+    ),
+    Setting(
+        "advantage_estimator",
+        bool,
+        ("grpo.use_leave_one_out_baseline",),
+        "use_leave_one_out_baseline",
+        {True: "loo", False: "group"},
+    ),
+    Setting("max_steps", int, ("grpo.max_num_steps",)),
+)
+SETTINGS = {
+    "grpo": (*_POLICY, *_GROUP, _longest("max_sequence_length")),
+    "teacher_grpo": (*_POLICY, *_GROUP),
+    "sft": (
+        *_POLICY,
+        _longest("max_length"),
+        _BATCH,
+        Setting("max_steps", int, ("sft.max_num_steps",)),
+    ),
     "dpo": (
         *_POLICY,
+        _longest("max_length"),
         _BATCH,
         Setting("beta", float, ("dpo.reference_policy_kl_penalty",), "beta"),
         Setting("max_steps", int, ("dpo.max_num_steps",)),
     ),
 }
 """Algorithm -> its settings."""
+_GROUP_DEFAULTS = {
+    "num_prompts_per_step": 32,
+    "num_generations": 16,
+    "learning_rate": 1e-6,
+    "scale_rewards": "group",
+    "advantage_estimator": "loo",
+}
 DEFAULTS = {
-    "grpo": {
-        "num_prompts_per_step": 32,
-        "num_generations": 16,
-        "learning_rate": 1e-6,
-        "max_sequence_length": 512,
-        "scale_rewards": "group",
-        "advantage_estimator": "loo",
-    },
-    "sft": {"batch_size": 32, "learning_rate": 2e-5, "max_sequence_length": 512},
-    "dpo": {"batch_size": 32, "learning_rate": 1e-6, "beta": 0.1},
+    "grpo": _GROUP_DEFAULTS | {"max_sequence_length": 512},
+    "teacher_grpo": _GROUP_DEFAULTS,
+    "sft": {"batch_size": 32, "learning_rate": 2e-5, "max_length": 512},
+    "dpo": {"batch_size": 32, "learning_rate": 1e-6, "max_length": 512, "beta": 0.1},
 }
 """Algorithm -> what NeMo RL takes where a setting is not given, in our words."""
 
@@ -106,7 +114,7 @@ def from_nemo(config: Mapping, world_size: int, algorithm: str = "grpo") -> dict
     Args:
         config: sections "policy" and that of the algorithm.
         world_size: processes in the job.
-        algorithm: "grpo", "sft" or "dpo".
+        algorithm: one of SETTINGS.
 
     Raises:
         ConfigError: for an unknown key, a value of the wrong type, two keys of one setting, no

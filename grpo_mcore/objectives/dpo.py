@@ -1,8 +1,9 @@
 """Direct preference optimisation (arXiv:2305.18290, equation 7)."""
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from grpo_mcore.objectives.metrics import mean_of
 
 
 def sequence_log_probs(log_probs: Tensor, mask: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def dpo_loss(
 
     Args:
         chosen_logps, ...: [pairs], of whole completions; the first two with gradient.
-        weights: [pairs], 1 over the pairs of the whole update.
+        weights: [pairs], 1 over the pairs of the whole update; 0 of one that does not count.
         label_smoothing: the probability that a pair is the wrong way round (conservative DPO,
             https://ericmitchell.ai/cdpo.pdf).
     """
@@ -35,6 +36,7 @@ def dpo_loss(
     per_pair = -(1 - label_smoothing) * right - label_smoothing * wrong
     loss = (per_pair * weights.to(per_pair.dtype)).sum()
     values = {
+        "loss": per_pair,
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/accuracies": (margin > 0).to(margin.dtype),
@@ -42,6 +44,4 @@ def dpo_loss(
         "logps/chosen": chosen_logps,
         "logps/rejected": rejected_logps,
     }
-    count = margin.new_tensor(len(margin))
-    metrics = {name: torch.stack([v.detach().sum(), count]) for name, v in values.items()}
-    return loss, metrics | {"loss": loss.detach()}
+    return loss, {name: mean_of(v[:, None], weights[:, None]) for name, v in values.items()}

@@ -1,6 +1,7 @@
 """The asymmetric reward of the ATLAS documents: short help is worth more, harm costs double."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from grpo_mcore.data.text import extract_teaching, is_correct
 
@@ -17,7 +18,22 @@ class AdaptiveTeachingReward:
     (ATLAS trainers API reference, AdaptiveTeachingReward.) No change, both right included, is 0.
     """
 
-    def __init__(self, degradation_penalty_multiplier: float = 2.0, efficiency_weight: float = 1.0):
+    def __init__(
+        self,
+        student_model: Any = None,
+        teacher_model: Any = None,
+        tokenizer: Any = None,
+        degradation_penalty_multiplier: float = 2.0,
+        efficiency_weight: float = 1.0,
+    ):
+        """
+        Args:
+            student_model, teacher_model: kept for the user; no part of the reward.
+            tokenizer: a transformers tokenizer that counts a teaching's tokens where nobody tells
+                them; TeacherGRPOTrainer does.
+        """
+        self.student_model, self.teacher_model = student_model, teacher_model
+        self.tokenizer = tokenizer
         self.degradation_penalty_multiplier = degradation_penalty_multiplier
         self.efficiency_weight = efficiency_weight
 
@@ -39,10 +55,11 @@ class AdaptiveTeachingReward:
             baseline_solutions: the student's extracted answers without teaching, one for each
                 completion, or several to average.
             solutions: its extracted answers with teaching.
-            teaching_tokens: tokens of each teaching; words are counted where it is not given.
+            teaching_tokens: tokens of each teaching; None: what the tokenizer counts, or words
+                where there is none.
         """
         if teaching_tokens is None:
-            teaching_tokens = [len(extract_teaching(c).split()) for c in completions]
+            teaching_tokens = [self._count(extract_teaching(text)) for text in completions]
         return [
             self.reward(
                 self.evaluate_student_performance("", solution, truth)
@@ -66,6 +83,11 @@ class AdaptiveTeachingReward:
     ) -> float:
         """1.0 where the solution is the ground truth, case aside, else 0.0."""
         return is_correct(solution, ground_truth)
+
+    def _count(self, teaching: str) -> int:
+        if self.tokenizer is None:
+            return len(teaching.split())
+        return len(self.tokenizer.encode(teaching, add_special_tokens=False))
 
     def _baseline(self, baseline: str | Sequence[str], truth: str) -> float:
         texts = [baseline] if isinstance(baseline, str) else baseline

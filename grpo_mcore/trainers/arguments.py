@@ -1,6 +1,8 @@
 """What trainers are given, in the words of several libraries."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from grpo_mcore.config import ConfigError, TrainingConfig
 from grpo_mcore.config.lora import read_lora_config
+from grpo_mcore.config.nemo import SETTINGS, from_nemo
+from grpo_mcore.errors import unknown_key
 from grpo_mcore.models.sources import local_model
+from grpo_mcore.parallel.world import world_size
 
 UNSET = "???"
 
@@ -23,6 +28,56 @@ def either(name: str, value: Any, alias: str, other: Any) -> Any:
     if value is not None and other is not None:
         raise TypeError(f"{name} and {alias} are two names of one argument; give one of them")
     return other if value is None else value
+
+
+def read_settings(
+    model: Any, args: TrainingConfig | None, kind: type[TrainingConfig], algorithm: str
+) -> tuple[Any, TrainingConfig]:
+    """The model and the configuration that a constructor was given.
+
+    Args:
+        model: may also be what `args` would be, or NeMo RL's whole configuration of `algorithm`.
+        args: None: a `kind` with its defaults.
+
+    Raises:
+        ConfigError: for what NeMo RL's configuration cannot have.
+        TypeError: when two configurations are given.
+    """
+    if args is not None and isinstance(model, Mapping | TrainingConfig):
+        raise TypeError("model is a whole configuration; args is another: give one of them")
+    if isinstance(model, TrainingConfig):
+        return None, model
+    if isinstance(model, Mapping):
+        settings = from_nemo(model, world_size(), algorithm)
+        return settings.pop("model"), kind(**settings)
+    return model, kind() if args is None else args
+
+
+def split_arguments(
+    trainer: type, config: type, algorithm: str, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of what `from_pretrained` is given, what makes the configuration, by its own names or NeMo
+    RL's, and the arguments of the constructor of `trainer`.
+
+    Raises:
+        ConfigError: for a name that is neither.
+    """
+    settings = {setting.argument for setting in SETTINGS[algorithm]} | {
+        *signature(config).parameters
+    }
+    by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    parameters = (
+        p for kind in trainer.__mro__ for p in signature(kind.__init__).parameters.values()
+    )
+    arguments = {p.name for p in parameters if p.kind in by_name}
+    arguments -= {"self", "model", "args", "config"}
+    for name in given:
+        if name not in settings | arguments:
+            raise unknown_key(name, settings - {None} | arguments)
+    return (
+        {name: value for name, value in given.items() if name in settings},
+        {name: value for name, value in given.items() if name not in settings},
+    )
 
 
 def check_kind(args: Any, kind: type) -> None:

@@ -2,13 +2,14 @@
 
 import atexit
 import math
+import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -16,12 +17,14 @@ from grpo_mcore.callbacks import CallbackRunner
 from grpo_mcore.callbacks.runner import AnyCallback
 from grpo_mcore.checkpoint.resume import AUTO
 from grpo_mcore.config import ConfigError, TrainingConfig
+from grpo_mcore.config.nemo import from_arguments
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.sources import push_folder
 from grpo_mcore.parallel.grid import Layout
-from grpo_mcore.parallel.world import World, is_rank_zero, join
+from grpo_mcore.parallel.world import World, is_rank_zero, join, world_size
 from grpo_mcore.report.result import TrainingResult, TrainOutput, training_result
 from grpo_mcore.report.trackers import tracker_callbacks
+from grpo_mcore.trainers.arguments import split_arguments
 from grpo_mcore.trainers.loop import Loop, Start, choose_start, trained_model
 from grpo_mcore.trainers.saving import write_policy
 from grpo_mcore.training.policy import Policy
@@ -61,6 +64,12 @@ class Session(ABC):
         """After each of the trainer's methods: nothing more is asked for the time being."""
 
 
+def of_dataset(name: str, metrics: dict[str, float]) -> dict[str, float]:
+    """An evaluation's metrics on the dataset `name` of `open_eval_datasets`, without "eval_"."""
+    prefix = name.removeprefix("eval").removeprefix("_")
+    return {f"{prefix}_{key}" if prefix else key: value for key, value in metrics.items()}
+
+
 class Attendance:
     """The session of processes that train nothing, but work for those that do."""
 
@@ -78,11 +87,13 @@ class BaseTrainer(ABC):
     Attributes:
         args: the configuration; once the data are known, with batch sizes and steps as numbers.
         runner: callbacks, and transformers' `state` and `control`.
-        job: what `args` and the data made; None before both are known.
         current_rewards: [samples] of the newest step, its KL divergence [1]; for hooks. None where
             there are none.
     """
 
+    algorithm: ClassVar[str]
+    """Whose settings of NeMo RL's it has (`config.nemo`)."""
+    config_class: ClassVar[type[TrainingConfig]]
     _open: ClassVar["BaseTrainer | None"] = None
     """The one whose session is open in this process."""
 
@@ -98,7 +109,7 @@ class BaseTrainer(ABC):
         """
         self.args, self.processing_class = args, processing_class
         self._asked = args
-        self.job: Any = None
+        self._is_ready = False
         self.runner = CallbackRunner(
             [*(callbacks or ()), *tracker_callbacks(args.report_to)], self, args
         )
@@ -106,6 +117,25 @@ class BaseTrainer(ABC):
         self.current_kl: Tensor | None = None
         self._session: Session | Attendance | None = None
         self._cleanup = ExitStack()
+
+    @classmethod
+    def from_pretrained(cls, model_name_or_path: Any, **settings) -> Self:
+        """A trainer with NeMo RL's names and defaults; `fit` brings what is not given here.
+
+        Args:
+            settings: NeMo RL's tensor_parallel_size (1), learning_rate (1e-6; SFT 2e-5),
+                max_sequence_length (512); of GRPO num_prompts_per_step (32),
+                num_generations_per_prompt (16), normalize_rewards (True) and
+                use_leave_one_out_baseline (True); of SFT and DPO batch_size (32); of DPO beta
+                (0.1); any other of the configuration's; and arguments of the constructor.
+
+        Raises:
+            ConfigError: for an unknown one, or one that cannot work.
+        """
+        settings, others = split_arguments(cls, cls.config_class, cls.algorithm, settings)
+        settings["model_name_or_path"] = model_name_or_path
+        ours = from_arguments(settings, world_size(), cls.algorithm)
+        return cls(ours.pop("model"), args=cls.config_class(**ours), **others)
 
     # What makes a trainer.
 
@@ -193,16 +223,13 @@ class BaseTrainer(ABC):
         Raises:
             ConfigError: when there is neither.
         """
-        with self._opened() as session:
-            if isinstance(session, Attendance):
-                session.serve()
+        with self._together() as session:
+            if session is None:
                 return {}
             datasets = None if eval_dataset is None else self._open_evals(eval_dataset)
             if datasets is None and not session.evaluates:
                 raise ConfigError("eval_dataset=None: there is nothing to evaluate on; pass one")
-            metrics = session.loop.evaluate(lambda: session.evaluate(datasets))
-            session.rest()
-        return {metric_key_prefix + k.removeprefix("eval"): v for k, v in metrics.items()}
+            return session.loop.evaluate(lambda: session.evaluate(datasets), metric_key_prefix)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes the model, or with `peft_config` its adapters, with the tokenizer, as
@@ -238,15 +265,17 @@ class BaseTrainer(ABC):
             self._write_model(session, Path(folder))
         if not is_rank_zero():
             return None
-        return push_folder(
+        upload = push_folder(
             Path(folder),
             self.args.hub_model_id,
             commit_message,
             token,
             revision,
             self.args.hub_private_repo,
-            blocking,
+            blocking=False,
         )
+        upload.add_done_callback(lambda _: shutil.rmtree(folder))
+        return upload.result() if blocking else upload
 
     def log(self, metrics: dict) -> None:
         """Records metrics of the user's own: in metrics.jsonl, callbacks and trackers."""
@@ -302,7 +331,7 @@ class BaseTrainer(ABC):
         for callback in callbacks or ():
             self.add_callback(callback)
         self._set_data(dataset, **others)
-        self._prepare()
+        self._get_ready()
         return training_result(self.train(), self.runner.state)
 
     def save_checkpoint(self, path: str) -> None:
@@ -338,6 +367,11 @@ class BaseTrainer(ABC):
 
     # For trainers.
 
+    def _get_ready(self) -> None:
+        """Once the data are known."""
+        self._prepare()
+        self._is_ready = True
+
     def _choose_start(self, world: World, role: str) -> Start:
         return choose_start(self.args, world.roles[role])
 
@@ -346,8 +380,8 @@ class BaseTrainer(ABC):
         """The session, opened if it is not, and closed on an error."""
         try:
             if self._session is None:
-                if self.job is None:
-                    self._prepare()
+                if not self._is_ready:
+                    self._get_ready()
                 if BaseTrainer._open is not None:
                     BaseTrainer._open.close()
                 BaseTrainer._open = self
@@ -364,6 +398,17 @@ class BaseTrainer(ABC):
         """The session on the ranks that train, None on others, for what needs no other role."""
         with self._opened() as session:
             yield session if isinstance(session, Session) else None
+
+    @contextmanager
+    def _together(self) -> Iterator[Session | None]:
+        """The session on the ranks that train; None on others, once they have worked for those."""
+        with self._opened() as session:
+            if isinstance(session, Attendance):
+                session.serve()
+                yield None
+            else:
+                yield session
+                session.rest()
 
     def _begin_at(self, resume: str) -> None:
         self.close()

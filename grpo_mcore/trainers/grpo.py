@@ -6,15 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
 from grpo_mcore.callbacks.runner import AnyCallback
 from grpo_mcore.config import ConfigError, GroupConfig, GRPOConfig
-from grpo_mcore.config.nemo import from_arguments, from_nemo
 from grpo_mcore.data.prompts import Prompt
 from grpo_mcore.data.sources import Rows
-from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.sources import local_model
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import World, world_size
@@ -27,6 +26,7 @@ from grpo_mcore.rewards import (
 from grpo_mcore.trainers.arguments import (
     check_kind,
     either,
+    read_settings,
     with_adapters,
     with_model,
     with_optimizers,
@@ -35,7 +35,7 @@ from grpo_mcore.trainers.base import BaseTrainer, Session
 from grpo_mcore.trainers.engines import start_engines
 from grpo_mcore.trainers.grpo_job import check_grpo
 from grpo_mcore.trainers.grpo_session import ENVIRONMENT_REWARD, GRPOSession
-from grpo_mcore.trainers.preflight import check_weights
+from grpo_mcore.trainers.preflight import check_reference
 
 TEACHING = (
     "baseline_samples", "max_probe_tokens", "max_answer_tokens", "student_temperature",
@@ -50,6 +50,9 @@ class GRPOTrainer(BaseTrainer):
 
     The same script runs as one process under plain `python` and on every rank under torchrun.
     """
+
+    algorithm = "grpo"
+    config_class = GRPOConfig
 
     def __init__(
         self,
@@ -78,8 +81,8 @@ class GRPOTrainer(BaseTrainer):
         """Checks everything that can be checked before models load.
 
         Args:
-            model: a path, a hub id or a transformers model; or NeMo RL's whole configuration, a
-                dictionary.
+            model: a path, a hub id or a transformers model; NeMo RL's whole configuration, a
+                dictionary; or what `args` would be.
             reward_funcs: functions of any style of `rewards.specs`, sequence-classification models,
                 or paths or hub ids of such; one or several, weighed by `args.reward_weights`.
             train_dataset: rows with a column `prompt`, text or messages (`data.sources` says in
@@ -108,13 +111,7 @@ class GRPOTrainer(BaseTrainer):
             TypeError: for an argument given under two names.
         """
         args = either("args", args, "config", config)
-        if isinstance(model, Mapping):
-            if args is not None:
-                raise TypeError("model is a whole configuration; args is another: give one of them")
-            settings = from_nemo(model, world_size())
-            model = settings.pop("model")
-            args = GRPOConfig(**settings)
-        args = GRPOConfig() if args is None else args
+        model, args = read_settings(model, args, self.config_class, self.algorithm)
         check_kind(args, GroupConfig)
         if num_generations is not None:
             args = replace(args, num_generations=num_generations)
@@ -135,24 +132,7 @@ class GRPOTrainer(BaseTrainer):
             self.ref_path = local_model("ref_model", ref_model, Path(args.output_dir) / "models")
         self.compute_metrics = compute_metrics
         if self._is_complete():
-            self._prepare()
-
-    @classmethod
-    def from_pretrained(cls, model_name_or_path: str, **settings) -> "GRPOTrainer":
-        """A trainer with NeMo RL's names and defaults; `fit` brings data and reward.
-
-        Args:
-            settings: num_prompts_per_step (32), num_generations_per_prompt (16), learning_rate
-                (1e-6), max_sequence_length (512), tensor_parallel_size (1), normalize_rewards
-                (True), use_leave_one_out_baseline (True), and any setting of GRPOConfig.
-        """
-        model, args = cls._nemo_settings(model_name_or_path, settings)
-        return cls(model, args=args)
-
-    @staticmethod
-    def _nemo_settings(model: str, settings: dict) -> tuple[str, GRPOConfig]:
-        ours = from_arguments({"model_name_or_path": model, **settings}, world_size())
-        return ours.pop("model"), GRPOConfig(**ours)
+            self._get_ready()
 
     def fit(
         self,
@@ -223,12 +203,9 @@ class GRPOTrainer(BaseTrainer):
     def _check_reference(self) -> None:
         if self.ref_path is None:
             return
-        key = f"ref_model={self.ref_path}"
         if not self.args.beta:
-            raise ConfigError(f"{key}: is of no use with beta=0")
-        if read_shape("ref_model", self.ref_path) != self.job.shape:
-            raise ConfigError(f"{key}: is not of the shape of the model that is trained")
-        check_weights("ref_model", self.ref_path, self.job.shape)
+            raise ConfigError(f"ref_model={self.ref_path}: is of no use with beta=0")
+        check_reference(self.ref_path, self.job.shape)
 
     def _specs(self, sources: list[RewardSource], columns: set[str] | None) -> list[RewardSpec]:
         return as_reward_specs(
@@ -273,13 +250,19 @@ class GRPOTrainer(BaseTrainer):
 
         Returns:
             Prompts as text, one a completion; completion_ids [completions, tokens], padded with 0
-            (with the pad token, where there is one); advantages [completions].
+            (with the pad token, where there is one); advantages [completions]. Nothing on
+            processes that only carry a student.
+
+        Raises:
+            ConfigError: when data parallel ranks cannot share the completions equally.
         """
         if isinstance(inputs, Mapping):
             inputs = [
                 dict(zip(inputs, row, strict=True)) for row in zip(*inputs.values(), strict=True)
             ]
-        with self._working() as session:
+        with self._together() as session:
+            if session is None:
+                return [], torch.empty(0, 0), torch.empty(0)
             return session.generate_and_score(inputs)
 
     def compute_loss(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -289,14 +272,20 @@ class GRPOTrainer(BaseTrainer):
         Args:
             model: as in transformers; the policy is meant, whatever is given.
             inputs: TRL's prompt_ids, prompt_mask, completion_ids, completion_mask [completions,
-                tokens], advantages [completions], and if there are any, old_per_token_logps and
-                ref_per_token_logps [completions, tokens].
+                tokens] and advantages [completions]. If they are there, also old_per_token_logps,
+                ref_per_token_logps, sampling_per_token_logps [completions, tokens], which are else
+                computed, and num_items_in_batch, else the tokens of these completions.
 
         Returns:
-            A number, the same on every rank.
+            A number, the same on every rank that trains; NaN on others.
+
+        Raises:
+            ConfigError: when data parallel ranks cannot share the completions equally.
         """
         with self._working() as session:
-            return session.compute_loss(inputs)
+            if session is None:
+                return torch.tensor(torch.nan)
+            return torch.tensor(session.compute_loss(inputs), dtype=torch.float64)
 
 
 def _environment_reward(name: str) -> Callable:

@@ -154,10 +154,11 @@ def prompt_room(config: GRPOConfig, shape: ModelShape) -> int:
 
 
 def _longest(job: GRPOJob, config: GRPOConfig) -> int:
-    """Tokens of the longest sequence. A table's prompts are read for it, unless a limit is set."""
+    """Tokens of the longest sequence. Of tables all prompts are read for it, so that one too long
+    is found now."""
     prompt = job.room
     readable = [job.train, *job.evals.values()]
-    if config.max_prompt_length is None and all(isinstance(rows, Table) for rows in readable):
+    if all(isinstance(rows, Table) for rows in readable):
         prompt = max(len(rows[n].tokens) for rows in readable for n in range(rows.size))
     if job.environment:  # whose first observation belongs to the prompt
         prompt = job.room

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import EvalPrediction
 
+from grpo_mcore.config import ConfigError
 from grpo_mcore.data.chat import Text, is_conversation
 from grpo_mcore.data.order import Order
 from grpo_mcore.data.prompts import Prompt
@@ -34,11 +35,11 @@ from grpo_mcore.rewards.specs import GROUND_TRUTHS
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Request, request_seed
 from grpo_mcore.rollout.samples import Rollouts, Sample
-from grpo_mcore.trainers.base import Session
+from grpo_mcore.trainers.base import Session, of_dataset
 from grpo_mcore.trainers.batches import generation_cycle, prompts_per_generation
 from grpo_mcore.trainers.grpo_update import GRPOUpdate
 from grpo_mcore.trainers.loop import Loop, Start, trained_model
-from grpo_mcore.training.batch import Batch, align
+from grpo_mcore.training.batch import Batch, align, pad_batch
 from grpo_mcore.training.policy import BaseReference, Policy, Reference
 from grpo_mcore.weights.sync import WeightSync
 
@@ -59,6 +60,12 @@ SHOWN = {
 
 ENVIRONMENT_REWARD = "environment_reward"
 """The column of an environment's own rewards."""
+TRL_LOG_PROBS = {
+    "ref_per_token_logps": "reference",
+    "old_per_token_logps": "old",
+    "sampling_per_token_logps": "rollout",
+}
+"""TRL's name of log-probabilities -> theirs in a batch."""
 ROLLOUT_FIELDS = ("prompt_ids", "completion_ids", "logprobs")
 """What a `rollout_func` has to return."""
 
@@ -82,6 +89,8 @@ class GRPOSession(Session):
         self.held: dict[int, Batch] = {}
         """Generations that are not used up."""
         self.training_span = (0.0, 0.0)
+        self.step = 0
+        """The newest, counted from 1."""
 
         self.policy = Policy(
             self.role, self.shape, self.model, config, config.peft_config, trainer.lr_lambda
@@ -115,7 +124,7 @@ class GRPOSession(Session):
         return bool(self.job.evals)
 
     def train_step(self, step: int) -> dict[str, float]:
-        phases, metrics = self.phases, {}
+        self.step, phases, metrics = step + 1, self.phases, {}
         with phases("step"):
             parts = self.cycle.parts(step)
             lacking = {generation for generation, _ in parts} - self.held.keys()
@@ -302,14 +311,13 @@ class GRPOSession(Session):
 
     def score(self, rollouts: Rollouts) -> Scores:
         """Each sample's rewards, computed once and shared by all ranks."""
-        state = self.trainer.state
         call = RewardCall(
-            state.global_step + 1,
+            self.step,
             rollouts.prompts,
             rollouts.completions,
             [sample.tokens for sample in rollouts.samples],
             rollouts.columns,
-            state,
+            self.trainer.state,
         )
         timeout = self.config.reward_timeout
         with self.phases("reward"):
@@ -335,8 +343,7 @@ class GRPOSession(Session):
             rollouts = self.roll_out_prompts(prompts, name, copies)
             scores = self.score(rollouts)
             measured = self.describe(rollouts, scores, copies) | self._computed(rollouts)
-            prefix = name.removeprefix("eval").removeprefix("_")
-            metrics |= {f"{prefix}_{k}" if prefix else k: v for k, v in measured.items()}
+            metrics |= of_dataset(name, measured)
         self.phases.take()
         return metrics
 
@@ -368,7 +375,7 @@ class GRPOSession(Session):
             }
             for i in range(min(len(rollouts), self.config.log_completions))
         ]
-        self.loop.progress.completions(self.trainer.state.global_step + 1, rows)
+        self.loop.progress.completions(self.step, rows)
 
     def state(self) -> dict:
         return {"entropy": self.update.entropy.state(), "cursor": self.cursor}
@@ -440,36 +447,45 @@ class GRPOSession(Session):
         self.held = {g: batch for g, batch in self.held.items() if g in needed}
 
     def generate_and_score(self, rows: Sequence[dict]) -> tuple[list[str], Tensor, Tensor]:
+        self._check_count(len(rows) * self.config.num_generations)
         self.sync_engines()
-        prompts = self.job.read_prompts(rows)
-        rollouts = self.roll_out_prompts(prompts, "asked", self.config.num_generations)
+        rollouts = self.roll_out_given(rows)
         batch = self.batch_of(rollouts, self.score(rollouts))
         ids = [torch.tensor(sample.tokens) for sample in rollouts.samples]
         padding = self.tokenizer.inner.pad_token_id or 0
         texts = [self.tokenizer.inner.decode(sample.prompt) for sample in rollouts.samples]
         return texts, pad_sequence(ids, True, padding), batch["advantages"]
 
-    def compute_loss(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def roll_out_given(self, rows: Sequence[dict]) -> Rollouts:
+        """Samples of rows that are not of the run's own dataset."""
+        prompts = self.job.read_prompts(rows)
+        return self.roll_out_prompts(prompts, "asked", self.config.num_generations)
+
+    def compute_loss(self, inputs: Mapping[str, Tensor]) -> float:
+        mask = inputs["completion_mask"]
         prompts = _unpadded(inputs["prompt_ids"], inputs["prompt_mask"])
-        completions = _unpadded(inputs["completion_ids"], inputs["completion_mask"])
-        zeros = [[0.0] * len(completion) for completion in completions]
-        samples = [
-            Sample(prompt, tokens, log_probs, True)
-            for prompt, tokens, log_probs in zip(prompts, completions, zeros, strict=True)
-        ]
-        batch = self.update.make_batch(samples)
-        self.update.add_log_probs(batch)
-        for name, entry in (("ref_per_token_logps", "reference"), ("old_per_token_logps", "old")):
+        completions = _unpadded(inputs["completion_ids"], mask)
+        self._check_count(len(completions))
+        batch = pad_batch(prompts, completions, self.policy.length_multiple)
+        tokens = inputs.get("num_items_in_batch", mask.sum())
+        batch["tokens_per_update"] = torch.as_tensor(tokens).double().expand(len(prompts)).clone()
+        if self.reference:
+            batch["reference"] = self.reference.log_probs(batch, self.config.temperature)
+        for name, entry in TRL_LOG_PROBS.items():
             if name in inputs:
-                values = _unpadded(inputs[name], inputs["completion_mask"])
-                batch[entry] = align(values, batch["mask"])
-        # No engine sampled these: they count as the policy's own before the update.
-        temperature = self.config.temperature
-        own = batch["old"] if "old" in batch else self.policy.log_probs(batch, temperature)[0]
-        batch["rollout"] = own
+                batch[entry] = align(_unpadded(inputs[name], mask), batch["mask"])
+        if "rollout" not in batch:  # they are then taken to be the policy's own
+            own, _ = self.policy.log_probs(batch, self.config.temperature)
+            batch["rollout"] = batch.get("old", own)
         batch["advantages"] = inputs["advantages"]
-        self.update.weigh(batch)
         return self.update.value(batch)
+
+    def _check_count(self, completions: int) -> None:
+        ranks = self.role.layout.data
+        if completions % ranks:
+            raise ConfigError(
+                f"inputs: {completions} completions do not divide by {ranks} data parallel ranks"
+            )
 
 
 def describe_rewards(rewards: Tensor, num_generations: int) -> dict[str, float]:

@@ -81,7 +81,7 @@ class GRPOUpdate:
             penalties = kl_penalty(
                 whole["old"], whole["reference"], whole["mask"], config.beta, config.kl_estimator
             )
-            if self.is_on_policy:
+            if self.is_on_policy:  # the update's own are the same, and have the gradient
                 del batch["old"]
         batch["advantages"] = compute_advantages(
             rewards_per_func,
@@ -106,6 +106,16 @@ class GRPOUpdate:
             metrics["entropy_coef"] = self.entropy.applied
             self.entropy.update(metrics.get("entropy/bonus", metrics["entropy"]))
         return metrics | self.policy.step() | {"num_tokens": batch["mask"].sum().item()}
+
+    def value(self, batch: Batch) -> float:
+        """The loss of an update on the batch."""
+        self.weigh(batch)
+
+        def loss(log_probs: Tensor, entropy: Tensor, part: Batch) -> tuple[Tensor, dict]:
+            share, _ = self.loss(log_probs, entropy, part)
+            return share, {"loss": share}
+
+        return self.policy.measure([batch], loss, self.config.temperature)["loss"]
 
     def weigh(self, batch: Batch) -> None:
         """Adds what each token weighs in the update."""

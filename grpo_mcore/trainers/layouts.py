@@ -5,7 +5,6 @@ from dataclasses import replace
 from grpo_mcore import device
 from grpo_mcore.config import (
     ConfigError,
-    DPOConfig,
     ModelConfig,
     RolloutConfig,
     TeacherGRPOConfig,
@@ -93,7 +92,7 @@ def batch_misfit(config: TrainingConfig, layout: Layout, model: ModelConfig) -> 
     except ConfigError as error:
         return str(error)
     parts = ready.gradient_accumulation_steps
-    rows = parts * config.per_device_train_batch_size * (2 if isinstance(config, DPOConfig) else 1)
+    rows = parts * config.per_device_train_batch_size
     needed = layout.pipeline if model.virtual_pipeline > 1 else 1
     if config.max_tokens_per_micro_batch is not None:
         if rows < needed:

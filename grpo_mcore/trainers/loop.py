@@ -65,7 +65,9 @@ def choose_start(config: TrainingConfig, role: Role | None = None) -> Start:
         )
     if checkpoint is None:
         return Start(None, [f"resume={AUTO}: no checkpoint in {own}: from the beginning"])
-    if is_used and checkpoint.resolve().parent != own.resolve():
+    saved = once(lambda: yaml.safe_load((checkpoint / CONFIG).read_text()))
+    is_own = checkpoint.resolve().parent == own.resolve()
+    if is_used and not is_own and Path(saved["output_dir"]).resolve() != directory.resolve():
         raise ConfigError(
             f"output_dir={directory}: holds an earlier run, of which {checkpoint} is no part; "
             "choose another"
@@ -73,7 +75,7 @@ def choose_start(config: TrainingConfig, role: Role | None = None) -> Start:
     step = folder.step_of(checkpoint)
     if step > config.max_steps:
         raise ConfigError(f"max_steps={config.max_steps}: {checkpoint} is at step {step}")
-    _check_fixed(config, checkpoint)
+    _check_fixed(config, checkpoint, saved)
     return Start(checkpoint, [*notes, f"going on from {checkpoint}"])
 
 
@@ -86,10 +88,9 @@ def trained_model(config: TrainingConfig) -> ModelConfig:
     return getattr(config, trained_section(config))
 
 
-def _check_fixed(config: TrainingConfig, checkpoint: Path) -> None:
+def _check_fixed(config: TrainingConfig, checkpoint: Path, saved: dict) -> None:
     section = trained_section(config)
     now = asdict(config)
-    saved = yaml.safe_load((checkpoint / CONFIG).read_text())
     if section not in saved:
         raise ConfigError(f"resume={config.resume}: {checkpoint} is of another kind of trainer")
     for name in FIXED:
@@ -247,9 +248,11 @@ class Loop:
         """Epochs that `done` steps make."""
         return done / (self.steps_per_epoch or self.config.max_steps)
 
-    def evaluate(self, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Evaluates and tells. Returns the metrics under "eval_"."""
-        metrics = {f"eval_{name}": value for name, value in evaluate().items()}
+    def evaluate(
+        self, evaluate: Callable[[], dict[str, float]], prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluates and tells. Returns the metrics under `prefix` and "_"."""
+        metrics = {f"{prefix}_{name}": value for name, value in evaluate().items()}
         if self.progress:
             self.progress.evaluation(self.done, with_aliases(metrics))
         self.runner.evaluate(metrics)

@@ -196,6 +196,13 @@ def open_model(
     return with_batches(config, layout.data), layout, shape, own
 
 
+def check_reference(path: str, shape: ModelShape) -> None:
+    """Checks the model in directory `path`, the reference of one of `shape`."""
+    if read_shape("ref_model", path) != shape:
+        raise ConfigError(f"ref_model={path}: is not of the shape of the model that is trained")
+    check_weights("ref_model", path, shape)
+
+
 def check_adapters(config: TrainingConfig, model: ModelConfig, shape: ModelShape) -> None:
     """Checks the adapters that `config` asks for, if any, against the model they adapt."""
     if config.peft_config is None:

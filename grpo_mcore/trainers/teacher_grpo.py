@@ -6,7 +6,7 @@ adaptive prompt the guidance was sampled from, not on the bare question.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -114,13 +114,10 @@ class TeacherTrainer:
     def _attempts(self, problems: list[str]) -> list[Attempt]:
         """The student's attempts; [] on processes that only carry the student."""
         questions = [Question(number, text, "", {}) for number, text in enumerate(problems)]
-        with self._opened() as session:
-            if isinstance(session, Attendance):
-                session.serve()
+        with self._together() as session:
+            if session is None:
                 return []
-            attempts = session.classroom.ask_attempts(questions, "asked").result()[0]
-            session.rest()
-        return attempts
+            return session.classroom.ask_attempts(questions, "asked").result()[0]
 
 
 class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
@@ -130,6 +127,8 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
     Attributes:
         job: what was found of models and data; set once these are known.
     """
+
+    algorithm = "teacher_grpo"
 
     def __init__(
         self,
@@ -160,8 +159,6 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         Raises:
             ConfigError: for a setting that cannot work.
         """
-        if arguments and isinstance(arguments[0], GroupConfig):
-            others["args"], arguments = arguments[0], (None, *arguments[1:])
         self.student_model = student_model
         self.student_settings = student_model_init_kwargs or {}
         self.disable_student_offloading = disable_student_offloading
@@ -169,14 +166,6 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
             raise ConfigError(f"logging_prob={logging_prob}: must be between 0 and 1")
         self.logging_prob = logging_prob
         super().__init__(*arguments, **others)
-
-    @classmethod
-    def from_pretrained(cls, model_name_or_path: str, **settings) -> "TeacherGRPOTrainer":
-        """As GRPOTrainer's, with `student_model` among the settings."""
-        ours = {"student_model", "student_model_init_kwargs"}
-        kept = {name: settings.pop(name) for name in ours & settings.keys()}
-        model, args = cls._nemo_settings(model_name_or_path, settings)
-        return cls(model, args=args, **kept)
 
     def _refuse_unused(self, args: GroupConfig) -> None:
         for name in ("environment", "tools", "rollout_func"):
@@ -217,7 +206,10 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         if not self.reward_sources:
             args = self.args
             self.reward_sources = [
-                AdaptiveTeachingReward(args.degradation_penalty_multiplier, args.efficiency_weight)
+                AdaptiveTeachingReward(
+                    degradation_penalty_multiplier=args.degradation_penalty_multiplier,
+                    efficiency_weight=args.efficiency_weight,
+                )
             ]
         columns = {*self.job.train[0].columns, *LESSON_COLUMNS}
         self.rewards = self._specs(self.reward_sources, columns)
@@ -337,6 +329,11 @@ class TeacherSession(GRPOSession):
             attempts = self.attempts_of(questions, key)
         return self.teach(attempts, key, config.num_generations)
 
+    def roll_out_given(self, rows: Sequence[dict]) -> Rollouts:
+        questions = read_questions(self.config, self.job, list(rows))
+        attempts, _ = self.classroom.ask_attempts(questions, "asked").result()
+        return self.teach(attempts, "asked", self.config.num_generations)
+
     def teach(self, attempts: list[Attempt], key: str, copies: int) -> Rollouts:
         phases = self.phases
         self.pool.require(self.policy.version)
@@ -413,11 +410,10 @@ class TeacherSession(GRPOSession):
                 }
                 for lesson, reward in zip(rollouts.lessons, rewards, strict=True)
             ]
-            step = self.trainer.state.global_step + 1
-            chance = random.Random(f"{self.config.seed}/log/{step}").random()
+            chance = random.Random(f"{self.config.seed}/log/{self.step}").random()
             is_lucky = chance < self.trainer.logging_prob
             shown = len(rows) if is_lucky else self.config.log_completions
-            self.loop.progress.completions(step, rows[:shown])
+            self.loop.progress.completions(self.step, rows[:shown])
 
     def state(self) -> dict:
         """Also what the student has been asked ahead; with it, a resumed run repeats this one even

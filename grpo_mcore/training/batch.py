@@ -38,5 +38,5 @@ def pad_batch(
 def align(values: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
     """Per-completion-token `values` laid out where `mask` is 1."""
     laid = torch.zeros_like(mask)
-    laid[mask.bool()] = torch.tensor([v for row in values for v in row], dtype=laid.dtype)
+    laid[mask.bool()] = torch.tensor([v for row in values for v in row], dtype=mask.dtype)
     return laid

@@ -1,6 +1,7 @@
 """The trained model: Megatron's DDP, optimizer and schedule around this rank's shard."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -96,6 +97,30 @@ class Policy:
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
+        return self._whole(self._run(batch, loss, temperature, forward_only=False))
+
+    def measure(
+        self, batches: Iterable[Batch], loss: Loss, temperature: float = 1.0
+    ) -> dict[str, float]:
+        """The metrics of all `batches` together, without gradient or dropout, as
+        `compute_gradients` returns them."""
+        self.ddp.eval()
+        parts = (self._run(batch, loss, temperature, forward_only=True) for batch in batches)
+        return self._whole(list(chain.from_iterable(parts)))
+
+    def step(self) -> dict[str, float]:
+        """One optimizer step on the computed gradients."""
+        self.scheduler.step(1)
+        _, grad_norm, _ = self.optimizer.step()
+        self.version += 1
+        return {"grad_norm": float(grad_norm), "learning_rate": self.learning_rate}
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def _run(self, batch: Batch, loss: Loss, temperature: float, forward_only: bool) -> list[dict]:
+        """The metrics of this rank's micro-batches, on the last stage."""
         parts = self.split.micro_batches(batch)
         # Megatron averages over micro-batches and data parallel ranks; our losses are shares of a
         # sum whose normaliser is already global.
@@ -110,19 +135,7 @@ class Policy:
             metrics = metrics | {"entropy": mean_of(entropy, part["mask"])}
             return share * undo_average, {k: v.tolist() for k, v in metrics.items()}
 
-        collected = run_pipeline(self.ddp, self.role, parts, on_output, forward_only=False)
-        return self._whole(collected)
-
-    def step(self) -> dict[str, float]:
-        """One optimizer step on the computed gradients."""
-        self.scheduler.step(1)
-        _, grad_norm, _ = self.optimizer.step()
-        self.version += 1
-        return {"grad_norm": float(grad_norm), "learning_rate": self.learning_rate}
-
-    @property
-    def learning_rate(self) -> float:
-        return self.optimizer.param_groups[0]["lr"]
+        return run_pipeline(self.ddp, self.role, parts, on_output, forward_only)
 
     def _whole(self, collected: list[dict[str, float | list[float]]]) -> dict[str, float]:
         # Tensor parallel ranks computed the same numbers; one of each last stage speaks.

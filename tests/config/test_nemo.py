@@ -59,8 +59,8 @@ def test_defaults_of_from_pretrained():
 @pytest.mark.parametrize(
     "algorithm, defaults",
     [
-        ("sft", {"batch_size": 32, "learning_rate": 2e-5, "max_sequence_length": 512}),
-        ("dpo", {"batch_size": 32, "learning_rate": 1e-6, "beta": 0.1}),
+        ("sft", {"batch_size": 32, "learning_rate": 2e-5, "max_length": 512}),
+        ("dpo", {"batch_size": 32, "learning_rate": 1e-6, "max_length": 512, "beta": 0.1}),
     ],
 )
 def test_defaults_of_the_other_trainers(algorithm, defaults):

@@ -18,11 +18,12 @@ from grpo_mcore.config import LayoutConfig
 from grpo_mcore.config.compose import compose_config
 from grpo_mcore.parallel.world import join
 from grpo_mcore.rollout.requests import Request
+from grpo_mcore.trainers.loop import ANEW
 from grpo_mcore.trainers.teacher_grpo import (
     TeacherGRPOTrainer,
-    TeacherLoop,
+    TeacherSession,
     ready_student,
-    start_engines,
+    start_role_engines,
 )
 from grpo_mcore.weights.export import export_model
 from grpo_mcore.weights.gather import stream_tensors
@@ -84,11 +85,11 @@ def main() -> None:
 
 def run_case(name: str, config, shared: dict, output: Path) -> None:
     trainer = TeacherGRPOTrainer(config, text_reward)
-    job = trainer.job
+    config, job = trainer.args, trainer.job
     with join(job.layouts, job.placement, 240) as world:
         pools = {n: pool_for(role, config, job, shared) for n, role in world.roles.items()}
         student = ready_student(world.roles["student"], pools["student"], config, job)
-        loop = TeacherLoop(trainer, world, pools["teacher"], student)
+        loop = TeacherSession(trainer, world, pools["teacher"], ANEW, student)
         metrics = loop.train_step(0)
         shape = job.shapes["teacher"]
         streams = stream_tensors(
@@ -113,13 +114,13 @@ def pool_for(role, config, job, shared: dict):
     if job.engines[role.name] == 1 and role.rank == 0 and role.name in shared:
         shared[role.name].role = role
         return shared[role.name]
-    pool = start_engines(role, config, job)
+    pool = start_role_engines(role, config, job)
     if job.engines[role.name] == 1 and role.rank == 0:
         shared[role.name] = pool
     return pool
 
 
-def train_on(loop: TeacherLoop, config, exported: Path) -> dict:
+def train_on(loop: TeacherSession, config, exported: Path) -> dict:
     """More steps; what both engines say before and after, and the exported teacher."""
 
     def student_texts() -> list[str]:

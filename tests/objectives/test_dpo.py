@@ -61,6 +61,14 @@ def test_splitting_the_batch_changes_nothing(size):
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-15)
 
 
+def test_a_pair_of_no_weight_does_not_count():
+    values, weights = draw(3), torch.tensor([0.5, 0.5, 0])
+    loss, metrics = dpo_loss(*values, weights)
+    expected, same = dpo_loss(*values[:, :2], weights[:2])
+    assert loss.item() == pytest.approx(expected.item())
+    assert {k: v.tolist() for k, v in metrics.items()} == {k: v.tolist() for k, v in same.items()}
+
+
 def test_sums_leave_out_what_is_masked():
     log_probs = torch.tensor([[-1.0, -2.0, torch.nan], [-torch.inf, -0.5, -0.25]])
     mask = torch.tensor([[1.0, 1, 0], [0, 1, 1]])

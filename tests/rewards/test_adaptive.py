@@ -75,3 +75,22 @@ def test_performance_is_an_exact_match_but_for_case():
 def test_columns_of_different_lengths_are_refused():
     with pytest.raises(ValueError):
         rewards([WRONG], [RIGHT, RIGHT], [1, 1])
+
+
+@pytest.mark.seed(30)
+def test_a_tokenizer_counts_the_tokens_where_they_are_not_given():
+    class Letters:
+        def encode(self, text, add_special_tokens):
+            assert not add_special_tokens
+            return list(text)
+
+    models = object(), object()
+    reward = AdaptiveTeachingReward(*models, Letters())
+    assert (reward.student_model, reward.teacher_model) == models
+    letters = len("one two three")
+    given = {"ground_truths": ["42"], "baseline_solutions": [WRONG], "solutions": [RIGHT]}
+    texts = ["?"], ["<thinking>long</thinking><teaching>one two three</teaching>"]
+    assert reward(*texts, **given) == [pytest.approx(1 + 100 / (100 + letters))]
+    assert reward(*texts, **given, teaching_tokens=[0]) == [2.0]
+    plain = AdaptiveTeachingReward()
+    assert plain.student_model is plain.teacher_model is plain.tokenizer is None
