@@ -79,7 +79,17 @@ class GRPOJob:
             schemas,
             self.config.chat_template_kwargs,
             _prompt_column(rows),
-        )
+        ).map(self._fitting)
+
+    def _fitting(self, prompt: Prompt) -> Prompt:
+        context = _context(self.config, self.shape)
+        length = min(len(prompt.tokens) + self.config.max_completion_length, context)
+        if length > self.max_model_len:
+            raise ConfigError(
+                f"needs {length} tokens of the engine, which was started for {self.max_model_len}, "
+                "the most that the trainer's own data need"
+            )
+        return prompt
 
     def read_prompts(self, rows: Sequence[dict]) -> list[Prompt]:
         prompts = self.load(open_dataset("inputs", list(rows)))
@@ -132,7 +142,7 @@ def check_grpo(
         train=rows,
         prompt_column=_prompt_column(rows),
         evals={},
-        max_model_len=min(shape.positions, config.max_sequence_length or shape.positions),
+        max_model_len=_context(config, shape),
         engines=count_engines(config.rollout, "policy", layout, shape),
         tools=tools,
         environment=None if environment is None else check_environment(environment),
@@ -149,8 +159,13 @@ def prompt_room(config: GRPOConfig, shape: ModelShape) -> int:
     if config.max_sequence_length is None:
         room = shape.positions - config.max_completion_length
     else:
-        room = min(config.max_sequence_length, shape.positions) - 1
+        room = _context(config, shape) - 1
     return room if config.max_prompt_length is None else min(room, config.max_prompt_length)
+
+
+def _context(config: GRPOConfig, shape: ModelShape) -> int:
+    """Tokens of a sequence at most."""
+    return min(shape.positions, config.max_sequence_length or shape.positions)
 
 
 def _longest(job: GRPOJob, config: GRPOConfig) -> int:

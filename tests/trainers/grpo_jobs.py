@@ -25,6 +25,11 @@ def text_reward(prompts, completions, **_) -> list[float]:
     return [float(sum(map(ord, str(completion))) % 11) for completion in completions]
 
 
+def place_reward(prompts, completions, place, **_) -> list[float]:
+    """Of the samples of `rollout`."""
+    return [float(number) for number in place]
+
+
 CHATS = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]
 
 

@@ -12,6 +12,8 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+from peft import LoraConfig
+
 from grpo_mcore.errors import KnownError
 from tests.trainers.grpo_jobs import (
     CHATS,
@@ -19,6 +21,7 @@ from tests.trainers.grpo_jobs import (
     SharedEngine,
     add_numbers,
     job,
+    place_reward,
     rollout,
     trainer_of,
     write_chat_model,
@@ -55,10 +58,6 @@ RESUMED = {
 }
 
 
-def place_reward(prompts, completions, place, **_) -> list[float]:
-    return [float(number) for number in place]
-
-
 def rollout_that_fails(prompts, trainer) -> dict[str, list]:
     if int(os.environ["RANK"]) == 1:
         raise LookupError("no samples today")
@@ -73,8 +72,9 @@ SAMPLES = {
     "environment": {"environment": Judge, "reward": [], "train_dataset": CHATS},
     "tools": {"tools": [add_numbers], "train_dataset": CHATS},
     "rollout": {"rollout_func": rollout, "reward": place_reward},
+    "adapters": {"peft_config": LoraConfig(r=4, target_modules="all-linear"), "max_steps": 3},
 }
-"""Where samples come from; each in one process and with two data parallel ranks."""
+"""Where samples come from, and adapters; each in one process and with two data parallel ranks."""
 FAILURES = {
     "1x1x2 rollout fails": {"rollout_func": rollout_that_fails},
     "2x1x2 reward fails": {"reward": reward_that_fails},
@@ -133,7 +133,7 @@ def run_case(name: str, settings: dict, engine: SharedEngine, output: Path, rank
 
 
 def make_trainer(name: str, settings: dict, directory: Path):
-    arguments = ("reward", "train_dataset", "environment", "tools", "rollout_func")
+    arguments = ("reward", "train_dataset", "environment", "tools", "rollout_func", "peft_config")
     others = {key: value for key, value in settings.items() if key in arguments}
     settings = {key: value for key, value in settings.items() if key not in arguments}
     return trainer_of(job(directory.parent / "model", directory, **settings), **others)

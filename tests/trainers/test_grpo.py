@@ -560,3 +560,12 @@ def test_evaluation_has_its_own_number_of_samples(train):
     [before, after] = [r for r in records(Path(trainer.args.output_dir)) if "eval_reward" in r]
     assert before["eval_mean_answer"] == after["eval_mean_answer"] == 1
     assert before["eval_reward"] != after["eval_reward"]
+
+
+def test_what_is_too_long_for_the_engine_is_refused(train):
+    trainer = train(train_dataset=ROWS)
+    longer = [{"prompt": "tom has " + "2 " * 20, "answer": 2}]
+    with pytest.raises(
+        ConfigError, match=r"row 0 needs 5. tokens of the engine, which was started"
+    ):
+        trainer.evaluate(longer)
