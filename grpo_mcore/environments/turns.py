@@ -1,5 +1,6 @@
 """The turns of a batch of conversations."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,6 +32,7 @@ def run_turns(
     max_turns: int | None = None,
     max_completion_length: int,
     max_prompt_length: int | None = None,
+    max_sequence_length: float = math.inf,
     chat_template_kwargs: dict | None = None,
 ) -> list[Conversation]:
     """Samples a conversation for each prompt. A turn that calls tools is answered by them, another
@@ -51,6 +53,7 @@ def run_turns(
         max_completion_length: the most tokens of a conversation after its prompt.
         max_prompt_length: the most of a prompt with the environment's first observation; None: any
             number.
+        max_sequence_length: the most of a prompt and the conversation after it.
         chat_template_kwargs: further arguments of the chat template; those of a row's own
             `chat_template_kwargs` go before them.
 
@@ -62,8 +65,9 @@ def run_turns(
     schemas = tool_schemas(tools, environment)
     if schemas and not all(is_conversation(prompt.text) for prompt in prompts):
         raise ConfigError("tools: a prompt is plain text; only conversations can have tools")
+    most = max_completion_length, max_sequence_length
     samples = [
-        _Sample(tokenizer, prompt, request, schemas, chat_template_kwargs, max_completion_length)
+        _Sample(tokenizer, prompt, request, schemas, chat_template_kwargs, *most)
         for prompt, request in zip(prompts, requests, strict=True)
     ]
     answerer = Answerer(prompts, tools, environment)
@@ -114,9 +118,12 @@ class _Sample:
         schemas: list[dict],
         chat_template_kwargs: dict | None,
         max_completion_length: int,
+        max_sequence_length: float,
     ):
         self.tokenizer, self.prompt, self.sampling = tokenizer, prompt, sampling
-        self.schemas, self.max_completion_length = schemas, max_completion_length
+        self.schemas = schemas
+        self.max_completion_length = max_completion_length
+        self.max_sequence_length = max_sequence_length
         own = prompt.columns.get("chat_template_kwargs")
         self.template = (chat_template_kwargs or {}) | (own or {})
         self.tokens: list[int] = []
@@ -141,12 +148,17 @@ class _Sample:
         tokens = encode_prompt(self.tokenizer, text, self.schemas, **self.template)
         self.prompt = replace(self.prompt, text=text, tokens=tokens)
 
+    @property
+    def room(self) -> int:
+        """Tokens after the prompt at most."""
+        return min(self.max_completion_length, self.max_sequence_length - len(self.prompt.tokens))
+
     def request(self) -> Request:
         """The next turn's."""
         return replace(
             self.sampling,
             prompt=self.prompt.tokens + self.tokens,
-            max_tokens=self.max_completion_length - len(self.tokens),
+            max_tokens=self.room - len(self.tokens),
             seed=request_seed(self.sampling.seed, self.turns),
         )
 
@@ -169,7 +181,7 @@ class _Sample:
         if answer.observation is None:
             return False
         tokens = self._encode_between(answer.observation) if self.may_go_on else []
-        if not self.may_go_on or len(self.tokens) + len(tokens) >= self.max_completion_length:
+        if not self.may_go_on or len(self.tokens) + len(tokens) >= self.room:
             self.finished = False
             return False
         self._add(tokens, [0.0] * len(tokens), 0)

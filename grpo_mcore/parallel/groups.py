@@ -85,18 +85,28 @@ class Role:
         dist.broadcast_object_list(box, src=0, group=self.everyone)
         return box[0]
 
+    def each(self, function) -> list:
+        """What `function()` returns on every rank, in rank order, on every rank; if it raises on
+        one, every rank raises."""
+        outcomes = self.all_gather(_outcome(function))
+        for _, error in outcomes:
+            if error is not None:
+                raise error
+        return [value for value, _ in outcomes]
+
     def once(self, function):
         """What `function()` returns on rank 0, on every rank; if it raises, every rank raises."""
-        outcome = None
-        if self.rank == 0:
-            try:
-                outcome = (function(), None)
-            except Exception as error:  # carried to the other ranks, which would wait for ever
-                outcome = (None, error)
-        value, error = self.broadcast(outcome)
+        value, error = self.broadcast(_outcome(function) if self.rank == 0 else None)
         if error is not None:
             raise error
         return value
+
+
+def _outcome(function) -> tuple:
+    try:
+        return function(), None
+    except Exception as error:  # carried to the other ranks, which would wait for ever
+        return None, error
 
 
 class _GroupMaker:

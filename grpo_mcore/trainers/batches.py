@@ -11,8 +11,8 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 
 def with_batches(config: Config, data_ranks: int) -> Config:
-    """`config` with batch_size, or num_prompts_per_step and steps_per_generation, and
-    gradient_accumulation_steps as numbers.
+    """`config` with gradient_accumulation_steps, and batch_size or steps_per_generation, as
+    numbers.
 
     Raises:
         ConfigError: where they contradict one another.

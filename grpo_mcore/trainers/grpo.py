@@ -95,10 +95,10 @@ class GRPOTrainer(BaseTrainer):
             optimizers: (torch.optim.AdamW, LambdaLR), of which the settings count.
             peft_config: a peft.LoraConfig: train adapters only.
             tools: functions the model may call.
-            rollout_func: samples in place of the engine. It is given this process's prompts (all
-                ranks that share a model copy are given the same) and this trainer, and returns
-                "prompt_ids", "completion_ids" and "logprobs", one list a prompt given or
-                `num_generations`, "env_mask" if it likes, and further columns for the rewards.
+            rollout_func: samples in place of the engine. It is given this process's prompts, each
+                `num_generations` times (all ranks that share a model copy are given the same), and
+                this trainer, and returns "prompt_ids", "completion_ids" and "logprobs", a list for
+                each prompt given, "env_mask" if it likes, and further columns for the rewards.
             ref_model: the reference model, of the same shape; None: the model as it is at first.
             environment: what answers the model, turn by turn (`grpo_mcore.environments`).
             compute_metrics: further metrics of an evaluation from a transformers.EvalPrediction of

@@ -120,7 +120,8 @@ def check_grpo(
             f"max_completion_length={config.max_completion_length}: leaves no room for a prompt in "
             f"the model's context of {shape.positions} tokens"
         )
-    rows = open_dataset("train_dataset", train_dataset)
+    shuffle_seed = config.seed if config.shuffle_dataset else None
+    rows = open_dataset("train_dataset", train_dataset, shuffle_seed=shuffle_seed)
     per_epoch = steps_per_epoch(config, layout.data, rows.size)
     config = with_steps(config, per_epoch)
     job = GRPOJob(

@@ -2,8 +2,11 @@
 
 import random
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,6 +67,8 @@ TRL_LOG_PROBS = {
     "sampling_per_token_logps": "rollout",
 }
 """TRL's name of log-probabilities -> theirs in a batch."""
+ROLLOUT_FIELDS = ("prompt_ids", "completion_ids", "logprobs")
+"""What a `rollout_func` has to return."""
 
 
 class GRPOSession(Session):
@@ -127,9 +132,9 @@ class GRPOSession(Session):
         self.step, phases, metrics = step + 1, self.phases, {}
         with phases("step"):
             parts = self.cycle.parts(step)
-            for generation in dict.fromkeys(generation for generation, _ in parts):
-                if generation not in self.held:
-                    metrics |= self.generate(generation)
+            lacking = {generation for generation, _ in parts} - self.held.keys()
+            if lacking:
+                metrics |= self.generate(sorted(lacking))
             with phases("update"):
                 metrics |= self.update(self._rows_of(parts))
             self._drop_used(step)
@@ -142,17 +147,22 @@ class GRPOSession(Session):
         self.trainer.current_kl = None if kl is None else torch.tensor([kl])
         return metrics | phases.take()
 
-    def generate(self, generation: int) -> dict[str, float]:
-        """Samples and scores what generation `generation` (from 0) of the run's holds. Returns its
-        metrics."""
+    def generate(self, generations: list[int]) -> dict[str, float]:
+        """Samples and scores what these generations (from 0) of the run hold. Returns the metrics
+        of them all."""
         self.sync_engines()
-        rollouts, scores, metrics = self.sample(generation)
-        self.training_span = (time.time(), 0.0)
-        self.held[generation] = self.batch_of(rollouts, scores)
+        sampled, counts = [], Counter()
+        for generation in generations:
+            rollouts, scores, found = self.sample(generation)
+            self.training_span = (time.time(), 0.0)
+            self.held[generation] = self.batch_of(rollouts, scores)
+            sampled.append((rollouts, scores))
+            counts.update(found)
+        rollouts, scores = (reduce(add, kind) for kind in zip(*sampled, strict=True))
         rewards = sum_rewards(scores.rewards, self.config.reward_weights)
         self.trainer.current_rewards = rewards
         self.log_completions(rollouts, scores, rewards)
-        return metrics | self.describe(rollouts, scores)
+        return dict(counts) | self.describe(rollouts, scores, self.config.num_generations)
 
     def batch_of(self, rollouts: Rollouts, scores: Scores) -> Batch:
         """All that updates want to know of scored samples."""
@@ -187,8 +197,11 @@ class GRPOSession(Session):
         each = config.num_generations
         rows = [group * each + place for group in sorted(groups) for place in range(each)]
         self.look_ahead(generation + 1)
-        found = {"dynamic_sampling/batches": tried, "dynamic_sampling/replaced": sum(flat)}
-        return rollouts.rows(rows), scores.rows(rows), found
+        counts = {
+            "dynamic_sampling/batches": tried,
+            "dynamic_sampling/replaced": len(flat) - wanted,
+        }
+        return rollouts.rows(rows), scores.rows(rows), counts
 
     def look_ahead(self, generation: int) -> None:
         """Called when the prompts of `generation` are known, before the trainer trains."""
@@ -250,7 +263,8 @@ class GRPOSession(Session):
             environment=self.job.environment,
             max_turns=None if answers is None else answers + 1,
             max_completion_length=self.config.max_completion_length,
-            max_prompt_length=self.job.max_model_len - self.config.max_completion_length,
+            max_prompt_length=self.job.room,
+            max_sequence_length=self.job.max_model_len,
             chat_template_kwargs=self.config.chat_template_kwargs,
         )
         self.pool.sleep()
@@ -274,19 +288,23 @@ class GRPOSession(Session):
         bounds = [len(prompts) * rank // role.layout.data for rank in range(role.layout.data + 1)]
         first, end = bounds[role.data_rank], bounds[role.data_rank + 1]
         share = [prompt for prompt in prompts[first:end] for _ in range(copies)]
-        given = self.trainer.rollout_func([prompt.text for prompt in share], self.trainer)
-        given = check_rollout(given, len(share))
-        # Ranks that share a copy of the model were given the same; one of them speaks.
-        speaks = role.tensor_rank == 0 and role.is_first_stage
-        shares = role.all_gather((role.data_rank, given) if speaks else None)
-        parts = [part for _, part in sorted((s for s in shares if s), key=lambda s: s[0])]
+
+        def sample() -> tuple[int, dict[str, list]] | None:
+            given = self.trainer.rollout_func([prompt.text for prompt in share], self.trainer)
+            checked = role.data_rank, check_rollout(given, len(share))
+            # Ranks that share a copy of the model were given the same; one of them speaks.
+            return checked if role.tensor_rank == 0 and role.is_first_stage else None
+
+        shares = [part for part in role.each(sample) if part]
+        parts = [part for _, part in sorted(shares, key=lambda share: share[0])]
         names = parts[0].keys()
         whole = {name: [v for part in parts for v in part[name]] for name in names}
         repeated = [prompt for prompt in prompts for _ in range(copies)]
         masks = whole.pop("env_mask", [None] * len(repeated))
-        triples = (whole.pop(name) for name in ("prompt_ids", "completion_ids", "logprobs"))
+        triples = (whole.pop(name) for name in ROLLOUT_FIELDS)
+        ends = {*self.tokenizer.stop_token_ids()}
         samples = [
-            Sample(prompt, tokens, log_probs, tokens[-1] in self.tokenizer.stop_token_ids(), mask)
+            Sample(prompt, tokens, log_probs, tokens[-1] in ends, mask)
             for prompt, tokens, log_probs, mask in zip(*triples, masks, strict=True)
         ]
         return Rollouts(
@@ -310,11 +328,11 @@ class GRPOSession(Session):
         with self.phases("reward"):
             return self.role.once(lambda: score(self.trainer.rewards, call, timeout))
 
-    def describe(self, rollouts: Rollouts, scores: Scores) -> dict[str, float]:
-        """Metrics of scored samples, under TRL's names."""
+    def describe(self, rollouts: Rollouts, scores: Scores, copies: int) -> dict[str, float]:
+        """Metrics of scored samples, `copies` of each prompt, under TRL's names."""
         rewards = sum_rewards(scores.rewards, self.config.reward_weights)
         return (
-            describe_rewards(rewards, self.config.num_generations)
+            describe_rewards(rewards, copies)
             | describe_lengths(rollouts.samples)
             | reward_metrics(self.trainer.rewards, scores.rewards)
             | {name: sum(values) / len(values) for name, values in scores.metrics.items()}
@@ -329,7 +347,7 @@ class GRPOSession(Session):
             prompts = [rows[number] for number in range(rows.size)]
             rollouts = self.roll_out_prompts(prompts, name, copies)
             scores = self.score(rollouts)
-            measured = self.describe(rollouts, scores) | self._computed(rollouts)
+            measured = self.describe(rollouts, scores, copies) | self._computed(rollouts)
             metrics |= of_dataset(name, measured)
         self.phases.take()
         return metrics
@@ -381,6 +399,9 @@ class GRPOSession(Session):
         for key, tensor in saved["tensors"].items():
             generation, _, name = key.partition("/")
             self.held.setdefault(int(generation), {})[name] = tensor
+        for generation, batch in self.held.items():  # this layout may want another length
+            length, multiple = batch["tokens"].shape[1], self.policy.length_multiple
+            self.held[generation] = _padded(batch, -(-length // multiple) * multiple)
 
     def _reference(self) -> Reference | BaseReference | None:
         config, path = self.config, self.trainer.ref_path
@@ -412,7 +433,7 @@ class GRPOSession(Session):
     def _rows_of(self, parts: list[tuple[int, int]]) -> Batch:
         """The rows of the step's micro-batches, of one generation or several."""
         if len({g for g, _ in parts}) == 1 and len(parts) == self.cycle.steps_per_generation:
-            return self.held[parts[0][0]]
+            return dict(self.held[parts[0][0]])
         length = max(self.held[generation]["tokens"].shape[1] for generation, _ in parts)
         rows = [self._part(generation, part, length) for generation, part in parts]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
@@ -424,10 +445,7 @@ class GRPOSession(Session):
         random.Random(f"{self.config.seed}/parts/{generation}").shuffle(order)
         size = len(order) // self.cycle.steps_per_generation
         rows = order[part * size : (part + 1) * size]
-        return {
-            name: pad(t[rows], (0, length - t.shape[1])) if t.ndim > 1 else t[rows]
-            for name, t in batch.items()
-        }
+        return _padded({name: t[rows] for name, t in batch.items()}, length)
 
     def _drop_used(self, step: int) -> None:
         needed = {generation for generation, _ in self.cycle.parts(step + 1)}
@@ -511,13 +529,23 @@ def check_rollout(given: Any, count: int) -> dict[str, list]:
     Raises:
         RewardError: when it is not what it has to be.
     """
-    needed = ("prompt_ids", "completion_ids", "logprobs")
-    if not isinstance(given, Mapping) or any(name not in given for name in needed):
-        raise RewardError(f"rollout_func: has to return a dictionary with {', '.join(needed)}")
+    if not isinstance(given, Mapping) or any(name not in given for name in ROLLOUT_FIELDS):
+        needed = ", ".join(ROLLOUT_FIELDS)
+        raise RewardError(f"rollout_func: has to return a dictionary with {needed}")
     for name, values in given.items():
         if len(values) != count:
             raise RewardError(f"rollout_func: {len(values)} {name} for {count} prompts")
-    return {name: _plain(values) for name, values in given.items()}
+    plain = {name: _plain(values) for name, values in given.items()}
+    for place, tokens in enumerate(plain["completion_ids"]):
+        if not tokens:
+            raise RewardError(f"rollout_func: completion {place} has no tokens")
+        for name in plain.keys() & {"logprobs", "env_mask"}:
+            if len(plain[name][place]) != len(tokens):
+                raise RewardError(
+                    f"rollout_func: completion {place} has {len(tokens)} tokens and "
+                    f"{len(plain[name][place])} {name}"
+                )
+    return plain
 
 
 def _plain(values: Sequence) -> list:
@@ -526,6 +554,10 @@ def _plain(values: Sequence) -> list:
 
 def _columns(prompts: Sequence[Prompt]) -> dict[str, list]:
     return {name: [prompt.columns[name] for prompt in prompts] for name in prompts[0].columns}
+
+
+def _padded(batch: Batch, length: int) -> Batch:
+    return {n: pad(t, (0, length - t.shape[1])) if t.ndim > 1 else t for n, t in batch.items()}
 
 
 def _unpadded(values: Tensor, mask: Tensor) -> list[list]:

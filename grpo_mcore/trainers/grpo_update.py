@@ -77,8 +77,9 @@ class GRPOUpdate:
         """
         config, penalties = self.config, None
         if config.use_kl_in_reward:
+            whole = self.everywhere(batch)
             penalties = kl_penalty(
-                batch["old"], batch["reference"], batch["mask"], config.beta, config.kl_estimator
+                whole["old"], whole["reference"], whole["mask"], config.beta, config.kl_estimator
             )
             if self.is_on_policy:  # the update's own are the same, and have the gradient
                 del batch["old"]
@@ -161,6 +162,15 @@ class GRPOUpdate:
             loss = loss - entropy_bonus(entropy, part["entropy_weights"], self.entropy.applied)
             metrics["entropy/bonus"] = mean_of(entropy, part.get("entropy_mask", mask))
         return loss, metrics | {f"sampling/{name}": value for name, value in more.items()}
+
+    def value(self, batch: Batch) -> Tensor:
+        """The loss of a batch with weights, a number, without gradient, on every rank."""
+        log_probs, entropy = self.policy.log_probs(batch, self.config.temperature)
+        loss, _ = self.loss(log_probs, entropy, batch)
+        role = self.policy.role
+        loss = loss if role.is_last_stage else torch.zeros_like(loss)
+        dist.all_reduce(loss, group=role.groups.pp)
+        return loss
 
     def everywhere(self, batch: Batch) -> Batch:
         """The batch with what only the last pipeline stage has on every rank."""

@@ -372,8 +372,8 @@ class TeacherSession(GRPOSession):
             lessons,
         )
 
-    def describe(self, rollouts: Rollouts, scores: Scores) -> dict[str, float]:
-        return super().describe(rollouts, scores) | summarise(rollouts.lessons)
+    def describe(self, rollouts: Rollouts, scores: Scores, copies: int) -> dict[str, float]:
+        return super().describe(rollouts, scores, copies) | summarise(rollouts.lessons)
 
     def look_ahead(self, generation: int) -> None:
         """Asks the student for the attempts of `generation` without waiting. They do not depend on
