@@ -1,5 +1,7 @@
 """Models small enough to be made anew for every test session."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,15 @@ def write_family_model(directory: Path, config_class: str, **changes) -> None:
                 parameter += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def close_trainers() -> Iterator[None]:
+    """A trainer that a module leaves open would keep the next one from joining a world."""
+    yield
+    trainers = sys.modules.get("grpo_mcore.trainers.base")
+    if trainers and trainers.BaseTrainer._open:
+        trainers.BaseTrainer._open.close()
 
 
 @pytest.fixture(scope="session")

@@ -285,7 +285,7 @@ class GRPOTrainer(BaseTrainer):
         with self._working() as session:
             if session is None:
                 return torch.tensor(torch.nan)
-            return session.compute_loss(inputs)
+            return torch.tensor(session.compute_loss(inputs), dtype=torch.float64)
 
 
 def _environment_reward(name: str) -> Callable:

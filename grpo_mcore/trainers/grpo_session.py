@@ -466,7 +466,7 @@ class GRPOSession(Session):
         prompts = self.job.read_prompts(rows)
         return self.roll_out_prompts(prompts, "asked", self.config.num_generations)
 
-    def compute_loss(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def compute_loss(self, inputs: Mapping[str, Tensor]) -> float:
         mask = inputs["completion_mask"]
         prompts = _unpadded(inputs["prompt_ids"], inputs["prompt_mask"])
         completions = _unpadded(inputs["completion_ids"], mask)

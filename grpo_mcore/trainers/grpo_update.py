@@ -107,6 +107,16 @@ class GRPOUpdate:
             self.entropy.update(metrics.get("entropy/bonus", metrics["entropy"]))
         return metrics | self.policy.step() | {"num_tokens": batch["mask"].sum().item()}
 
+    def value(self, batch: Batch) -> float:
+        """The loss of an update on the batch."""
+        self.weigh(batch)
+
+        def loss(log_probs: Tensor, entropy: Tensor, part: Batch) -> tuple[Tensor, dict]:
+            share, _ = self.loss(log_probs, entropy, part)
+            return share, {"loss": share}
+
+        return self.policy.measure([batch], loss, self.config.temperature)["loss"]
+
     def weigh(self, batch: Batch) -> None:
         """Adds what each token weighs in the update."""
         config, mask = self.config, batch["mask"]
@@ -152,16 +162,6 @@ class GRPOUpdate:
             loss = loss - entropy_bonus(entropy, part["entropy_weights"], self.entropy.applied)
             metrics["entropy/bonus"] = mean_of(entropy, part.get("entropy_mask", mask))
         return loss, metrics | {f"sampling/{name}": value for name, value in more.items()}
-
-    def value(self, batch: Batch) -> Tensor:
-        """The loss of an update on the batch, a number, without gradient, on every rank."""
-        self.weigh(batch)
-        log_probs, entropy = self.policy.log_probs(batch, self.config.temperature)
-        loss, _ = self.loss(log_probs, entropy, batch)
-        role = self.policy.role
-        loss = loss if role.is_last_stage else torch.zeros_like(loss)
-        dist.all_reduce(loss, group=role.groups.pp)
-        return loss
 
     def everywhere(self, batch: Batch) -> Batch:
         """The batch with what only the last pipeline stage has on every rank."""

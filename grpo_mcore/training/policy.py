@@ -99,11 +99,13 @@ class Policy:
         self.optimizer.zero_grad()
         return self._whole(self._run(batch, loss, temperature, forward_only=False))
 
-    def measure(self, batches: Iterable[Batch], loss: Loss) -> dict[str, float]:
+    def measure(
+        self, batches: Iterable[Batch], loss: Loss, temperature: float = 1.0
+    ) -> dict[str, float]:
         """The metrics of all `batches` together, without gradient or dropout, as
         `compute_gradients` returns them."""
         self.ddp.eval()
-        parts = (self._run(batch, loss, 1.0, forward_only=True) for batch in batches)
+        parts = (self._run(batch, loss, temperature, forward_only=True) for batch in batches)
         return self._whole(list(chain.from_iterable(parts)))
 
     def step(self) -> dict[str, float]:
