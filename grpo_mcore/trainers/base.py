@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grpo_mcore.callbacks import CallbackRunner
 from grpo_mcore.callbacks.runner import AnyCallback
-from grpo_mcore.checkpoint.resume import AUTO
+from grpo_mcore.checkpoint.resume import AUTO, find_checkpoint
 from grpo_mcore.config import ConfigError, TrainingConfig
 from grpo_mcore.config.nemo import from_arguments
 from grpo_mcore.models.shape import ModelShape
@@ -109,6 +109,8 @@ class BaseTrainer(ABC):
         """
         self.args, self.processing_class = args, processing_class
         self._asked = args
+        self._loaded: str | None = None
+        """The checkpoint that `fit` goes on from."""
         self._is_ready = False
         self.runner = CallbackRunner(
             [*(callbacks or ()), *tracker_callbacks(args.report_to)], self, args
@@ -185,6 +187,7 @@ class BaseTrainer(ABC):
         Raises:
             ConfigError: when it cannot begin.
         """
+        self._loaded = None
         if resume_from_checkpoint:
             self._begin_at(AUTO if resume_from_checkpoint is True else str(resume_from_checkpoint))
             if resume_from_checkpoint is True and not self._has_checkpoints():
@@ -327,7 +330,7 @@ class BaseTrainer(ABC):
             self._asked = replace(self._asked, max_steps=max_steps)
         elif max_epochs is not None:
             self._asked = replace(self._asked, max_steps=-1, num_train_epochs=max_epochs)
-        self.args = self._asked
+        self.args = replace(self._asked, resume=self._loaded or self._asked.resume)
         for callback in callbacks or ():
             self.add_callback(callback)
         self._set_data(dataset, **others)
@@ -341,8 +344,17 @@ class BaseTrainer(ABC):
                 session.loop.save_to(Path(path), session.state(), session.tensors())
 
     def load_checkpoint(self, path: str) -> None:
-        """Goes to the step of a checkpoint, or of the newest in a folder of them."""
-        self._begin_at(str(path))
+        """Goes to the step of a checkpoint, or of the newest in a folder of them; `fit` does, where
+        it brings the data.
+
+        Raises:
+            ConfigError: when there is none, or it does not fit the settings.
+        """
+        self._loaded = str(path)
+        self._begin_at(self._loaded)
+        if not self._is_ready:
+            find_checkpoint(self._loaded, Path(self.args.output_dir) / "checkpoints")
+            return
         with self._working():
             pass
 
@@ -388,6 +400,8 @@ class BaseTrainer(ABC):
                 self.runner.config = self.args
                 world = self._cleanup.enter_context(join(*self._world()))
                 self._session = self._open_session(world, self._cleanup)
+                # Opened again, it must not go back there, where it has been trained since.
+                self.args = replace(self.args, resume=self._asked.resume)
             yield self._session
         except BaseException:
             self.close()

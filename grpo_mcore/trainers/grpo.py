@@ -119,6 +119,9 @@ class GRPOTrainer(BaseTrainer):
         self.environment = environment
         self._refuse_unused(args)
         tokenizer = either("processing_class", processing_class, "tokenizer", tokenizer)
+        self.ref_path = None
+        if ref_model is not None:
+            self.ref_path = local_model("ref_model", ref_model, Path(args.output_dir) / "models")
         args = with_adapters(self._with_models(args, model, tokenizer), peft_config)
         args, self.lr_lambda = with_optimizers(args, optimizers)
         super().__init__(args, callbacks, tokenizer)
@@ -127,9 +130,6 @@ class GRPOTrainer(BaseTrainer):
         self.reward_sources: list[RewardSource] = []
         for source in (reward_funcs, reward_fn, reward_model):
             self.reward_sources += _listed(source)
-        self.ref_path = None
-        if ref_model is not None:
-            self.ref_path = local_model("ref_model", ref_model, Path(args.output_dir) / "models")
         self.compute_metrics = compute_metrics
         if self._is_complete():
             self._get_ready()

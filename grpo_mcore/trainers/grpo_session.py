@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import ModuleList
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import EvalPrediction
@@ -110,10 +111,14 @@ class GRPOSession(Session):
         self._restore(self.loop.restored)
         pool.wait_until_ready()
         self.sync = WeightSync(
-            self.policy.chunks, self.shape, self.role, pool, config.rollout.bucket_megabytes
+            self.sampled_model(), self.shape, self.role, pool, config.rollout.bucket_megabytes
         )
         self.sync.push(self.policy.version)
         self.loop.say(self.job.describe())
+
+    def sampled_model(self) -> ModuleList:
+        """The shards of the model whose samples are trained on."""
+        return self.policy.chunks
 
     def shown(self) -> dict[str, str]:
         """What the lines on the terminal show (`report.progress.Progress`)."""

@@ -118,11 +118,15 @@ def check_job(
     rollout = config.rollout
     engines = {role: count_engines(rollout, role, layouts[role], shapes[role]) for role in layouts}
     data = config.data
-    source = data.train if train_dataset is None else train_dataset
-    train = load_questions(data, "data.train", source, data.train_split)
-    source, held_out = data.eval if eval_dataset is None else eval_dataset, []
+    train_key, source = "train_dataset", train_dataset
+    if source is None:
+        train_key, source = "data.train", data.train
+    train = load_questions(data, train_key, source, data.train_split)
+    eval_key, source, held_out = "eval_dataset", eval_dataset, []
+    if source is None:
+        eval_key, source = "data.eval", data.eval
     if source is not None:
-        held_out = load_questions(data, "data.eval", source, data.eval_split)
+        held_out = load_questions(data, eval_key, source, data.eval_split)
         held_out = held_out[: data.eval_size or None]
     elif (config.metric_for_best_model or "").startswith("eval_"):
         raise ConfigError(
@@ -136,13 +140,11 @@ def check_job(
         )
         for role in shapes
     }
-    train, dropped, train_lengths = fit_lengths(config, "data.train", train, shapes, tokenizers)
-    held_out, more, eval_lengths = fit_lengths(config, "data.eval", held_out, shapes, tokenizers)
-    for key, given, kept in (("train", True, train), ("eval", more, held_out)):
+    train, dropped, train_lengths = fit_lengths(config, train_key, train, shapes, tokenizers)
+    held_out, more, eval_lengths = fit_lengths(config, eval_key, held_out, shapes, tokenizers)
+    for key, given, kept in ((train_key, True, train), (eval_key, more, held_out)):
         if given and not kept:
-            raise ConfigError(
-                f"data.overlong=drop: every question of data.{key}={getattr(data, key)} is too long"
-            )
+            raise ConfigError(f"data.overlong=drop: every question of {key} is too long")
     per_epoch = steps_per_epoch(config, layouts["teacher"].data, len(train))
     job = Job(
         placement, layouts, shapes, tokenizers, train, held_out, dropped + more,

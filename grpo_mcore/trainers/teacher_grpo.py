@@ -12,6 +12,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from torch import Tensor
+from torch.nn import ModuleList
 
 from grpo_mcore.config import (
     ConfigError,
@@ -134,6 +135,7 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         self,
         *arguments,
         student_model: Any = None,
+        use_reference_teacher_model: bool = False,
         student_model_init_kwargs: dict | None = None,
         logging_prob: float = 0.0,
         disable_student_offloading: bool | None = None,
@@ -150,7 +152,9 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
                 `student_approaches`, `teachings`, `teaching_tokens`; default:
                 AdaptiveTeachingReward. Datasets have a column `question` or `prompt`, and one of
                 the right answer: `answer`, `ground_truth` or `ground_truths`.
-            student_model: a path, a hub id or a transformers model.
+            student_model: a path, a hub id or a transformers model; None: the reference model.
+            use_reference_teacher_model: the reference model teaches, and the one that is trained
+                learns from its guidances.
             student_model_init_kwargs: settings of the student's ModelConfig, such as `dtype`.
             logging_prob: the probability with which all of a step's guidances are logged, and not
                 only `args.log_completions` of them.
@@ -160,6 +164,7 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
             ConfigError: for a setting that cannot work.
         """
         self.student_model = student_model
+        self.use_reference_teacher_model = use_reference_teacher_model
         self.student_settings = student_model_init_kwargs or {}
         self.disable_student_offloading = disable_student_offloading
         if not 0 <= logging_prob <= 1:
@@ -188,7 +193,7 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         args = replace(args, student=replace(args.student, **self.student_settings))
         student = self.student_model
         if student is None and args.student.path == UNSET:
-            student = args.teacher.path  # as the reference model is
+            student = self.ref_path or args.teacher.path
         return with_model(args, student, None, "student")
 
     def _is_complete(self) -> bool:
@@ -203,6 +208,12 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
             self.args, world_size(), self.train_dataset, self.eval_dataset, self.processing_class
         )
         self._check_reference()
+        has_reference = self.args.beta and (self.ref_path or not self.args.peft_config)
+        if self.use_reference_teacher_model and not has_reference:
+            raise ConfigError(
+                "use_reference_teacher_model=True: there is no reference model; set beta above 0, "
+                "and with peft_config give ref_model"
+            )
         if not self.reward_sources:
             args = self.args
             self.reward_sources = [
@@ -313,6 +324,11 @@ class TeacherSession(GRPOSession):
         self.student = local or RemoteStudent(world.roles["teacher"], world.mailbox)
         self.classroom = Classroom(self.student, pool, job.tokenizer, config)
         super().__init__(trainer, world, pool, start)
+
+    def sampled_model(self) -> ModuleList:
+        if self.trainer.use_reference_teacher_model:
+            return self.reference.chunks
+        return super().sampled_model()
 
     def shown(self) -> dict[str, str]:
         return SHOWN

@@ -44,7 +44,11 @@ ROWS = {
     7: Row("`processing_class`", "the tokenizer; the model's own by default", _BOTH_TOKENIZERS),
     8: Row("`reward_processing_classes`", "a tokenizer, or a list of one a reward function"),
     9: Row("`callbacks`", "a list of transformers' callbacks", "NeMo RL's too, in the same list"),
-    10: Row("`optimizers`", "(optimizer, schedule), (None, None) by default"),
+    10: Row(
+        "`optimizers`",
+        "(optimizer, schedule), (None, None) by default",
+        "the settings of an AdamW and the function of a LambdaLR count; others are refused",
+    ),
     11: Row("`peft_config`", "adapters to train in place of the weights"),
     12: Row("`train()`", "runs the training", "returns a TrainOutput; `fit()` a TrainingResult"),
     13: Row(
@@ -83,7 +87,11 @@ ROWS = {
         "as here; ATLAS's own code guesses further",
     ),
     29: Row("`AdaptiveTeachingReward`", "rewards help and punishes harm, unequally"),
-    30: Row("`student_model`, `teacher_model`, `tokenizer`", "None until linked with a trainer"),
+    30: Row(
+        "`student_model`, `teacher_model`, `tokenizer`",
+        "None until linked with a trainer",
+        "accepted; a trainer tells the teaching's tokens, else the tokenizer counts them",
+    ),
     31: Row("`degradation_penalty_multiplier`", "weight of harm, 2.0"),
     32: Row("`efficiency_weight`", "weight of the bonus for brevity, 1.0"),
     33: Row(
@@ -196,13 +204,9 @@ ROWS = {
     87: Row("`interpretation.yaml`, `interpretation_offline.yaml`", "judges by Hydra override"),
 }
 
-_TRAINERS = (
-    *range(1, 29), 30, 36, 38, 39, 40, 42, *range(44, 55), 56, 57, 60, 61, 64, 65,
-    *range(68, 72), *range(74, 78), 79, 81,
-)  # fmt: skip
-
 NOT_YET = {
-    **dict.fromkeys(_TRAINERS, "the trainer that has it"),
+    50: "tools in a trainer's run",
+    51: "a trainer's run with it",
     **dict.fromkeys(range(82, 88), "built with the adaptive teaching work"),
 }
 """Row -> what is missing where no test shows it, or tests show a part of it."""

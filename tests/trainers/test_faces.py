@@ -1,6 +1,7 @@
 """One trainer behind the names of TRL, ATLAS, NeMo RL and Unsloth. One process; runs are shared."""
 
 import copy
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from datasets import IterableDataset
 from huggingface_hub import constants
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, StepLR
@@ -27,6 +29,8 @@ from grpo_mcore import (
     BaseTrainer,
     GRPOConfig,
     GRPOTrainer,
+    SFTConfig,
+    SFTTrainer,
     TeacherGRPOTrainer,
     TrainingResult,
     api,
@@ -382,14 +386,12 @@ def rewards_of(directory: Path) -> dict[int, float]:
     return {r["step"]: r["reward"] for r in records(directory) if "reward" in r}
 
 
-@pytest.mark.seed(64)
-def test_a_loaded_checkpoint_goes_on_exactly(first, model, tmp_path):
-    """Saved by the run or by `save_checkpoint`."""
+@pytest.mark.seed(61, 64)
+def test_fit_goes_on_exactly_from_a_loaded_checkpoint(first, model, tmp_path):
     args = GRPOConfig(**settings(tmp_path / "run"))
-    trainer = GRPOTrainer(model, by_tokens, args, ROWS, optimizers=half_each_step())
+    trainer = GRPOTrainer(model, by_tokens, args, optimizers=half_each_step())
     trainer.load_checkpoint(str(first.directory / "checkpoints" / "iter_0000001"))
-    assert trainer.current_step == 1
-    trainer.train()
+    assert trainer.fit(ROWS).total_steps == 3
     whole = rewards_of(first.directory)
     assert rewards_of(tmp_path / "run") == {step: whole[step] for step in (2, 3)}
     weights = [
@@ -397,11 +399,39 @@ def test_a_loaded_checkpoint_goes_on_exactly(first, model, tmp_path):
     ]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     trainer.close()
-    assert (first.directory / "kept" / "iter_0000003" / "state.json").exists()
+
+
+@pytest.mark.seed(64, 65)
+def test_checkpoints_are_saved_and_loaded_anywhere(model, tmp_path):
+    rows = [{"prompt": row["prompt"], "completion": row["answer"]} for row in ROWS]
+    args = SFTConfig(
+        output_dir=str(tmp_path / "run"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        learning_rate=1e-3,
+    )
+    trainer = SFTTrainer(model, dataclasses.replace(args, max_steps=1), train_dataset=rows)
+    trainer.train()
+    trainer.save_checkpoint(str(tmp_path / "kept"))
+    trainer = SFTTrainer(model, args, train_dataset=rows)
+    with pytest.raises(ConfigError, match=r"resume=.*nowhere: is neither auto, nor a checkpoint"):
+        trainer.load_checkpoint(str(tmp_path / "nowhere"))
+    trainer.load_checkpoint(str(tmp_path / "kept"))
+    assert trainer.current_step == 1
+    loss = trainer.train().metrics["loss"]
+    assert trainer.current_step == 2
+    trainer.load_checkpoint(str(tmp_path / "kept" / "iter_0000001"))
+    result = trainer.fit(max_steps=3)
+    steps = [r for r in records(tmp_path / "run") if "loss" in r]
+    assert [r["step"] for r in steps] == [1, 2, 3] and result.total_steps == 3
+    assert steps[1]["loss"] == loss
+    trainer.close()
+    with pytest.raises(ConfigError, match="holds an earlier run"):
+        trainer.save_model()
 
 
 @pytest.mark.seed(52)
-def test_training_is_resumed_and_stopped_by_a_callback(first, model, tmp_path):
+def test_training_is_resumed_until_a_callback_stops_it(first, model, tmp_path):
     """In the folder of the interrupted run, wherever that is now."""
     directory = tmp_path / "moved"
     shutil.copytree(first.directory, directory)
@@ -409,17 +439,14 @@ def test_training_is_resumed_and_stopped_by_a_callback(first, model, tmp_path):
     watch = Watch(stop_at=4)
     trainer = GRPOTrainer(model, by_tokens, args, ROWS, callbacks=[watch])
     assert trainer.train(resume_from_checkpoint=True).global_step == 4
-    assert list(rewards_of(directory)) == [1, 2, 3, 4]
+    rewards = rewards_of(directory)
+    assert list(rewards) == [1, 2, 3, 4]
+    assert rewards | rewards_of(first.directory) == rewards
     assert [event for event in watch.seen if event[0] == "step"] == [("step", 4)]
-    watch.stop_at = 3
-    second = str(directory / "checkpoints" / "iter_0000002")
-    assert trainer.train(resume_from_checkpoint=second).global_step == 3
-    whole = rewards_of(first.directory)
-    assert rewards_of(directory) == whole
     trainer.close()
 
 
-@pytest.mark.seed(2, 3, 7, 8, 40, 41, 45, 46, 71, 73, 76)
+@pytest.mark.seed(2, 3, 5, 6, 7, 8, 40, 41, 45, 46, 71, 73, 76)
 def test_objects_serve_as_policy_reference_and_rewards(model, reward_model, tmp_path):
     policy = AutoModelForCausalLM.from_pretrained(model)
     reference = AutoModelForCausalLM.from_pretrained(model)
@@ -440,12 +467,14 @@ def test_objects_serve_as_policy_reference_and_rewards(model, reward_model, tmp_
             reward_processing_classes=[None, None, AutoTokenizer.from_pretrained(reward_model)],
             config=args,
             tokenizer=tokenizer,
-            train_dataset=ROWS,
+            train_dataset=IterableDataset.from_generator(lambda: iter(ROWS)),
+            eval_dataset={"first": ROWS[:1], "last": ROWS[-1:]},
             num_generations=2,
         )
-    trainer.train()
+    output = trainer.train()
     (step,) = [r for r in records(tmp_path / "run") if "reward" in r]
     assert step["kl"] > 1e-3
+    assert {"eval_first_reward", "eval_last_reward"} <= output.metrics.keys()
     names = ["by_tokens", "tiny-judge", "tiny-judge_2"]
     means = [step[f"rewards/{name}/mean"] for name in names]
     assert means[1] == pytest.approx(means[2])

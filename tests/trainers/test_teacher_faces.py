@@ -1,0 +1,197 @@
+"""What TeacherGRPOTrainer has beside training, under ATLAS's names."""
+
+import os
+from collections.abc import Iterator
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from grpo_mcore import GRPOConfig, TeacherGRPOConfig, TeacherGRPOTrainer
+from grpo_mcore.config import ConfigError, ModelConfig, RolloutConfig, TemplatesConfig
+from tests.end_to_end.conftest import records
+
+ROWS = [{"question": f"tom has {n} cards.", "answer": f"so #### {n}"} for n in range(6)]
+TEMPLATES = TemplatesConfig(
+    baseline="alone {question}",
+    diagnostic="plan {question}",
+    adaptive="teach {question} {approach}",
+    with_teaching="taught {question} {teaching}",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """Joining a world leaves its address behind."""
+    with patch.dict(os.environ):
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tiny_models) -> str:
+    return str(tiny_models / "qwen2")
+
+
+def by_length(completions, teaching_tokens, solutions, questions, answer, **_):
+    """What the trainer offers, and a column of the dataset."""
+    assert answer[0].startswith("so ####") and questions[0].startswith("tom has")
+    assert len(completions) == len(teaching_tokens) == len(solutions)
+    return [float(len(text)) for text in completions]
+
+
+def settings(directory, **more) -> dict:
+    return {
+        "output_dir": str(directory),
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "max_probe_tokens": 6,
+        "log_completions": 1,
+        "learning_rate": 1e-2,
+        "templates": TEMPLATES,
+        "rollout": RolloutConfig(kv_cache_gib=0.05, deadline_seconds=120),
+    } | more
+
+
+@pytest.fixture(scope="module")
+def taught(model, tiny_models, tmp_path_factory) -> SimpleNamespace:
+    """A run of two steps in which the reference model teaches, and what was asked after it."""
+    directory = tmp_path_factory.mktemp("taught") / "run"
+    trainer = TeacherGRPOTrainer(
+        model,
+        by_length,
+        GRPOConfig(**settings(directory, max_steps=2, num_generations=2, steps_per_generation=1)),
+        ROWS,
+        ROWS[:2],
+        student_model=AutoModelForCausalLM.from_pretrained(tiny_models / "llama"),
+        use_reference_teacher_model=True,
+        student_model_init_kwargs={"dtype": "float32"},
+        logging_prob=1.0,
+        disable_student_offloading=True,
+    )
+    trainer.train()
+    problems = ["tom has 14 cards.", "how many?"]
+    found = SimpleNamespace(
+        trainer=trainer,
+        directory=directory,
+        baselines=trainer._generate_baseline_solutions(problems),
+        approaches=trainer._generate_student_approaches(problems),
+        scored=trainer._generate_and_score(ROWS[:2]),
+        evaluation=trainer.evaluate(ROWS[:1]),
+    )
+    trainer.close()
+    return found
+
+
+@pytest.mark.seed(15, 16, 18, 20, 81)
+def test_a_student_is_an_object_with_settings_of_its_own(taught):
+    args = taught.trainer.args
+    assert args.student.path.startswith(str(taught.directory / "models" / "student"))
+    assert args.student.dtype == "float32" and args.disable_student_offloading
+    assert args.teacher.path.endswith("qwen2")
+    assert len([r for r in records(taught.directory) if "loss" in r]) == 2
+
+
+@pytest.mark.seed(17)
+def test_the_reference_teaches_while_the_trained_model_learns(taught, model):
+    """The second step's samples come from the first model, no longer the trained one."""
+    first, second = [r for r in records(taught.directory) if "loss" in r]
+    assert first["sampling/max"] < 1e-4 < 1e-2 < second["sampling/max"]
+    trained = load_file(taught.directory / "final" / "model.safetensors")
+    before = load_file(f"{model}/model.safetensors")
+    assert any(not torch.equal(trained[name], before[name]) for name in before)
+
+
+@pytest.mark.seed(19)
+def test_all_guidances_are_logged_with_probability_one(taught):
+    assert len(records(taught.directory, "completions")) == 2 * 4
+
+
+@pytest.mark.seed(21, 22, 23, 24, 25)
+def test_limits_and_templates_are_attributes(taught):
+    trainer = taught.trainer
+    assert trainer.max_probe_tokens == 6
+    assert TeacherGRPOConfig().max_probe_tokens == 500
+    assert trainer.student_diagnostic_template == "plan {question}"
+    assert trainer.teacher_adaptive_template == "teach {question} {approach}"
+    assert trainer.student_with_teaching_template == "taught {question} {teaching}"
+    assert trainer.student_baseline_template == "alone {question}"
+
+
+@pytest.mark.seed(26, 27, 28)
+def test_the_students_solutions_and_approaches(taught):
+    assert taught.baselines == ["", ""]  # a random student knows no tags
+    tokenizer = taught.trainer.job.tokenizers["student"]
+    assert all(0 < len(tokenizer.encode(text)) <= 6 for text in taught.approaches)
+    texts = ["so <solution> 4 </solution>", "4", "<solution>1</solution><solution>2</solution>"]
+    assert taught.trainer._extract_solutions_from_responses(texts) == ["4", "", "2"]
+
+
+@pytest.mark.seed(13)
+def test_guidances_are_sampled_from_the_adaptive_prompt(taught):
+    prompts, completions, advantages = taught.scored
+    assert all(text.startswith("teach tom has") for text in prompts)
+    assert len(prompts) == len(completions) == len(advantages) == 4
+
+
+def test_evaluation_on_other_questions(taught):
+    assert "eval_greedy_student_accuracy" in taught.evaluation
+
+
+@pytest.mark.seed(16)
+def test_without_a_student_the_reference_is_taught(model, tiny_models, tmp_path):
+    args = GRPOConfig(**settings(tmp_path))
+    assert TeacherGRPOTrainer(model, args=args, train_dataset=ROWS).args.student.path == model
+    other = str(tiny_models / "qwen2_tied")
+    trainer = TeacherGRPOTrainer(model, args=args, ref_model=other)
+    assert trainer.args.student.path == other
+
+
+@pytest.mark.parametrize(
+    "arguments, config, message",
+    [
+        ({"logging_prob": 2}, {}, "logging_prob=2: must be between 0 and 1"),
+        (
+            {"student_model_init_kwargs": {"dtyp": "float32"}},
+            {},
+            "student_model_init_kwargs.dtyp=float32: choose from",
+        ),
+        ({"student_model": "nowhere"}, {}, "student=nowhere: no directory"),
+        (
+            {"use_reference_teacher_model": True},
+            {"beta": 0.0},
+            "use_reference_teacher_model=True: there is no reference model",
+        ),
+        ({"tools": [len]}, {}, "tools: a teacher answers in one turn"),
+        ({}, {"max_sequence_length": 9}, "max_sequence_length=9: is of no use to Teacher"),
+        ({"train_dataset": [{"question": "a"}]}, {}, "train_dataset has no such column"),
+        (
+            {"train_dataset": ROWS, "reward_funcs": lambda prompts, completions, wish: []},
+            {},
+            "wish",
+        ),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_by_name(model, tmp_path, arguments, config, message):
+    with pytest.raises(ConfigError) as caught:
+        TeacherGRPOTrainer(
+            model,
+            args=GRPOConfig(**settings(tmp_path, **config)),
+            **{"train_dataset": ROWS, "student_model": model} | arguments,
+        )
+    assert message in str(caught.value)
+
+
+def test_settings_of_its_own_configuration(model, tmp_path):
+    config = TeacherGRPOConfig(
+        teacher=ModelConfig(path=model), student=ModelConfig(path=model), output_dir=str(tmp_path)
+    )
+    for trainer in (TeacherGRPOTrainer(config), TeacherGRPOTrainer(args=config)):
+        assert trainer.args.num_prompts_per_step == 16
+    with pytest.raises(ConfigError, match=r"teacher.path=.*qwen2: model=nowhere is another"):
+        TeacherGRPOTrainer("nowhere", args=config)
