@@ -205,8 +205,6 @@ ROWS = {
 }
 
 NOT_YET = {
-    50: "tools in a trainer's run",
-    51: "a trainer's run with it",
     **dict.fromkeys(range(82, 88), "built with the adaptive teaching work"),
 }
 """Row -> what is missing where no test shows it, or tests show a part of it."""

@@ -15,6 +15,8 @@ defines it. Each runs in a folder of its own, which its output paths are relativ
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -324,6 +326,17 @@ def rows_in(folder: Path, rows: list[dict]) -> str:
     return str(file)
 
 
+PROMPT = [{"role": "user", "content": "tom has 14 cards."}]
+
+
+def with_template(model: str, folder: Path) -> Path:
+    """A copy of the model whose tokenizer has a chat template."""
+    directory = folder / "with_template"
+    shutil.copytree(model, directory)
+    (directory / "chat_template.jinja").write_text(CHAT)
+    return directory
+
+
 def problems(count: int) -> list[dict]:
     return [{"problem": f"tom has {n} cards.", "answer": str(n)} for n in range(count)]
 
@@ -411,13 +424,8 @@ def test_atlas_hooks_in_the_constructor_of_the_overview(model, reward_model):
 
 @pytest.mark.seed(39, 40, 41, 42, 43, 55)
 def test_trl(model, folder):
-    directory = folder / "with_template"
-    directory.mkdir()
-    for file in Path(model).iterdir():
-        (directory / file.name).write_bytes(file.read_bytes())
-    (directory / "chat_template.jinja").write_text(CHAT)
-    prompt = [{"role": "user", "content": "tom has 14 cards."}]
-    rows = rows_in(folder, [{"prompt": prompt, "solution": "$14$"}])
+    directory = with_template(model, folder)
+    rows = rows_in(folder, [{"prompt": PROMPT, "solution": "$14$"}])
     found = run(
         TRL,
         ("from trl import", "from grpo_mcore import"),
@@ -546,3 +554,34 @@ def test_unsloth(model):
     assert len(steps) == 2
     assert len(found["trainer"].current_rewards) == 8  # two groups of four
     assert found["trainer"].args.learning_rate == 1e-5
+
+
+def readme_code(mark: str) -> str:
+    """The one Python example of the README that has `mark` in it."""
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    (code,) = (code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if mark in code)
+    return code
+
+
+def test_readme(model, folder):
+    directory = with_template(model, folder)
+    rows = rows_in(folder, [{"prompt": PROMPT, "solution": "$14$"}])
+    run(
+        readme_code("accuracy_reward"),
+        ("Qwen/Qwen3-0.6B", str(directory)),
+        ('"trl-lib/DeepMath-103K"', f'"json", data_files="{rows}"'),
+    )
+    assert len(steps_in("outputs/math")) == 3  # epochs of one prompt
+    assert (folder / "outputs/math/final/config.json").exists()
+
+
+def test_readme_teaching(model, folder):
+    rows = rows_in(folder, [{"question": "tom has 14 cards.", "answer": "14"}] * 16)
+    run(
+        readme_code("TeacherGRPOTrainer"),
+        ("models/teacher", model),
+        ("models/student", model),
+        ("questions.jsonl", rows),
+        ("max_steps=100", "max_steps=1"),
+    )
+    assert len(steps_in("outputs/mine")) == 1

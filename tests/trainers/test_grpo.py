@@ -195,6 +195,7 @@ def test_a_step_of_two_whole_generations_measures_both(train):
 # What the objective's options change.
 
 
+@pytest.mark.seed(51)
 def test_samples_of_a_users_function(train, seen):
     asked = []
 
@@ -418,6 +419,7 @@ def hf_log_probs(model, tokens: torch.Tensor) -> torch.Tensor:
 # Tools and environments.
 
 
+@pytest.mark.seed(61, 69)
 def test_an_environment(train, seen):
     trainer = train(
         [], environment=Judge, train_dataset=CHATS, max_completion_length=48,
@@ -447,6 +449,7 @@ def test_a_conversation_keeps_to_the_sequence_length(train, seen):
     assert 90 < lengths.max() <= 100
 
 
+@pytest.mark.seed(50)
 def test_tools(train, seen, engine):
     """Half of the first turns are made to call a tool; what follows its answer is sampled."""
     with engine.calling_tools():
