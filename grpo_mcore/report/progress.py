@@ -76,6 +76,12 @@ def read_metrics(directory: Path) -> list[dict]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
+def has_steps(directory: Path) -> bool:
+    """Whether a run has made a step there. An evaluation before the first is none."""
+    file = directory / "metrics.jsonl"
+    return file.exists() and any('"step": 0,' not in line for line in file.open())
+
+
 def _forget_after(file: Path, step: int) -> None:
     """Drops what an interrupted run recorded after the checkpoint it now goes on from (all of it
     where there is none); the last line may be half a line."""

@@ -83,6 +83,8 @@ class Classroom:
                     temperature,
                     1.0 if greedy else config.top_p,
                     0 if greedy else config.top_k,
+                    0.0 if greedy else config.min_p or 0.0,
+                    config.repetition_penalty,
                 )
                 for i, prompt in enumerate(prompts)
             ]

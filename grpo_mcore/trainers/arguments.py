@@ -87,7 +87,11 @@ def check_kind(args: Any, kind: type) -> None:
 
 
 def with_model(
-    args: TrainingConfig, model: Any, tokenizer: Any, section: str = "model"
+    args: TrainingConfig,
+    model: Any,
+    tokenizer: Any,
+    section: str = "model",
+    revision: str | None = None,
 ) -> TrainingConfig:
     """`args` whose `section` names the directory of `model`: a path, a hub id or a transformers
     model; None: what the section says is one.
@@ -103,7 +107,8 @@ def with_model(
     if model == UNSET:
         raise ConfigError(f"{section}=None: give a path, a hub id or a transformers model")
     directory = Path(args.output_dir) / "models" / section
-    path = local_model(section, model, directory, getattr(args, "revision", None), tokenizer)
+    revision = getattr(args, "revision", revision)
+    path = local_model(section, model, directory, revision, tokenizer)
     return replace(args, **{section: replace(held, path=path)})
 
 

@@ -119,6 +119,8 @@ class BaseTrainer(ABC):
         self.current_kl: Tensor | None = None
         self._session: Session | Attendance | None = None
         self._cleanup = ExitStack()
+        self._depth = 0
+        """Methods under way that need the session, one inside the other."""
 
     @classmethod
     def from_pretrained(cls, model_name_or_path: Any, **settings) -> Self:
@@ -194,8 +196,6 @@ class BaseTrainer(ABC):
                 raise ConfigError(
                     f"resume_from_checkpoint=True: there is no checkpoint in {self.args.output_dir}"
                 )
-        elif self._is_done():
-            self.close()
         with self._opened() as session:
             if isinstance(session, Attendance):
                 session.serve()
@@ -264,7 +264,8 @@ class BaseTrainer(ABC):
                 return None
             output = Path(self.args.output_dir)
             output.mkdir(parents=True, exist_ok=True)
-            folder = session.policy.role.broadcast(tempfile.mkdtemp(prefix=".hub-", dir=output))
+            role = session.policy.role
+            folder = role.once(lambda: tempfile.mkdtemp(prefix=".hub-", dir=output))
             self._write_model(session, Path(folder))
         if not is_rank_zero():
             return None
@@ -389,9 +390,12 @@ class BaseTrainer(ABC):
 
     @contextmanager
     def _opened(self) -> Iterator[Session | Attendance]:
-        """The session, opened if it is not, and closed on an error."""
+        """The session, opened if it is not. It is closed on an error, but for one that the user can
+        mend and all ranks find."""
+        is_open = self._session is not None
+        self._depth += 1
         try:
-            if self._session is None:
+            if not is_open:
                 if not self._is_ready:
                     self._get_ready()
                 if BaseTrainer._open is not None:
@@ -403,9 +407,12 @@ class BaseTrainer(ABC):
                 # Opened again, it must not go back there, where it has been trained since.
                 self.args = replace(self.args, resume=self._asked.resume)
             yield self._session
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            if not (is_open and isinstance(error, ConfigError)):
+                self.close()
             raise
+        finally:
+            self._depth -= 1
 
     @contextmanager
     def _working(self) -> Iterator[Session | None]:
@@ -420,9 +427,17 @@ class BaseTrainer(ABC):
             if isinstance(session, Attendance):
                 session.serve()
                 yield None
-            else:
+                return
+            try:
                 yield session
-                session.rest()
+            except ConfigError:
+                self._rest(session)
+                raise
+            self._rest(session)
+
+    def _rest(self, session: Session) -> None:
+        if self._depth == 1:  # not where a callback, amid training, has asked for this
+            session.rest()
 
     def _begin_at(self, resume: str) -> None:
         self.close()
@@ -430,10 +445,6 @@ class BaseTrainer(ABC):
 
     def _has_checkpoints(self) -> bool:
         return any((Path(self.args.output_dir) / "checkpoints").glob("iter_*"))
-
-    def _is_done(self) -> bool:
-        session = self._session
-        return isinstance(session, Session) and session.loop.done >= self.args.max_steps
 
     def _write_model(self, session: Session, directory: Path) -> None:
         write_policy(

@@ -148,6 +148,10 @@ def check_grpo(
         environment=None if environment is None else check_environment(environment),
         steps_per_epoch=per_epoch,
     )
+    if eval_dataset is None and (config.metric_for_best_model or "").startswith("eval_"):
+        raise ConfigError(
+            f"metric_for_best_model={config.metric_for_best_model}: needs eval_dataset, there is none"
+        )
     train = job.load(rows)
     job = replace(job, train=train, evals=job.open_evals(eval_dataset))
     return config, replace(job, max_model_len=_longest(job, config))

@@ -38,7 +38,7 @@ from grpo_mcore.rollout.requests import Request, request_seed
 from grpo_mcore.rollout.samples import Rollouts, Sample
 from grpo_mcore.trainers.base import Session, of_dataset
 from grpo_mcore.trainers.batches import generation_cycle, prompts_per_generation
-from grpo_mcore.trainers.grpo_update import GRPOUpdate
+from grpo_mcore.trainers.grpo_update import OF_LAST_STAGE, GRPOUpdate
 from grpo_mcore.trainers.loop import Loop, Start, trained_model
 from grpo_mcore.training.batch import Batch, align, pad_batch
 from grpo_mcore.training.policy import BaseReference, Policy, Reference
@@ -85,6 +85,8 @@ class GRPOSession(Session):
         self.cycle = generation_cycle(config)
         self.prompts_per_generation = prompts_per_generation(config, data_ranks)
         self.order = Order(self.job.train_size, 1, config.seed, config.shuffle_dataset)
+        self.num_tokens = 0
+        """Of all prompts and completions so far."""
         self.cursor = 0
         """Rows of the dataset taken so far, in their order."""
         self.held: dict[int, Batch] = {}
@@ -155,14 +157,16 @@ class GRPOSession(Session):
         for generation in generations:
             rollouts, scores, found = self.sample(generation)
             self.training_span = (time.time(), 0.0)
-            self.held[generation] = self.batch_of(rollouts, scores)
+            self.held[generation] = batch = self.batch_of(rollouts, scores)
+            self.num_tokens += int(batch["lengths"].sum())
             sampled.append((rollouts, scores))
             counts.update(found)
         rollouts, scores = (reduce(add, kind) for kind in zip(*sampled, strict=True))
         rewards = sum_rewards(scores.rewards, self.config.reward_weights)
         self.trainer.current_rewards = rewards
         self.log_completions(rollouts, scores, rewards)
-        return dict(counts) | self.describe(rollouts, scores, self.config.num_generations)
+        measured = self.describe(rollouts, scores, self.config.num_generations)
+        return dict(counts) | measured | {"num_tokens": self.num_tokens}
 
     def batch_of(self, rollouts: Rollouts, scores: Scores) -> Batch:
         """All that updates want to know of scored samples."""
@@ -383,7 +387,12 @@ class GRPOSession(Session):
         self.loop.progress.completions(self.step, rows)
 
     def state(self) -> dict:
-        return {"entropy": self.update.entropy.state(), "cursor": self.cursor}
+        return {
+            "entropy": self.update.entropy.state(),
+            "cursor": self.cursor,
+            "num_tokens": self.num_tokens,
+            "use_of_generations": self._use_of_generations(),
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """Generations that are not used up."""
@@ -396,12 +405,34 @@ class GRPOSession(Session):
     def _restore(self, saved: dict) -> None:
         self.update.entropy.restore(saved.get("entropy"))
         self.cursor = saved.get("cursor", 0)
+        self.num_tokens = saved.get("num_tokens", 0)
+        use, now = saved.get("use_of_generations"), self._use_of_generations()
+        if saved["tensors"] and use != now:
+            changed = next(name for name in now if use[name] != now[name])
+            raise ConfigError(
+                f"{changed}={now[changed]}: the checkpoint holds samples that are not used up, with "
+                f"{changed}={use[changed]}; go on with that, or from another checkpoint"
+            )
         for key, tensor in saved["tensors"].items():
             generation, _, name = key.partition("/")
+            if name in OF_LAST_STAGE and not self.role.is_last_stage:
+                tensor = torch.zeros_like(tensor)
             self.held.setdefault(int(generation), {})[name] = tensor
         for generation, batch in self.held.items():  # this layout may want another length
             length, multiple = batch["tokens"].shape[1], self.policy.length_multiple
             self.held[generation] = _padded(batch, -(-length // multiple) * multiple)
+
+    def _use_of_generations(self) -> dict[str, int | bool]:
+        """What samples that are kept for further updates depend on."""
+        config = self.config
+        return {
+            "num_generations": config.num_generations,
+            "prompts_per_generation": self.prompts_per_generation,
+            "gradient_accumulation_steps": self.cycle.gradient_accumulation_steps,
+            "steps_per_generation": self.cycle.steps_per_generation,
+            "num_iterations": self.cycle.num_iterations,
+            "beta above 0": config.beta > 0,
+        }
 
     def _reference(self) -> Reference | BaseReference | None:
         config, path = self.config, self.trainer.ref_path
@@ -458,6 +489,7 @@ class GRPOSession(Session):
         batch = self.batch_of(rollouts, self.score(rollouts))
         ids = [torch.tensor(sample.tokens) for sample in rollouts.samples]
         padding = self.tokenizer.inner.pad_token_id or 0
+        self.phases.take()
         texts = [self.tokenizer.inner.decode(sample.prompt) for sample in rollouts.samples]
         return texts, pad_sequence(ids, True, padding), batch["advantages"]
 

@@ -105,7 +105,7 @@ class GRPOUpdate:
         if config.entropy_coef or config.use_adaptive_entropy:
             metrics["entropy_coef"] = self.entropy.applied
             self.entropy.update(metrics.get("entropy/bonus", metrics["entropy"]))
-        return metrics | self.policy.step() | {"num_tokens": batch["mask"].sum().item()}
+        return metrics | self.policy.step()
 
     def value(self, batch: Batch) -> float:
         """The loss of an update on the batch."""

@@ -17,7 +17,7 @@ from grpo_mcore.config import ConfigError, ModelConfig, TrainingConfig
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.report.names import with_aliases
-from grpo_mcore.report.progress import Progress
+from grpo_mcore.report.progress import Progress, has_steps
 from grpo_mcore.report.result import TrainOutput
 from grpo_mcore.training.policy import Policy, Reference
 
@@ -47,7 +47,7 @@ def choose_start(config: TrainingConfig, role: Role | None = None) -> Start:
     once: Callable = role.once if role else lambda function: function()
     directory = Path(config.output_dir)
     own = directory / "checkpoints"
-    is_used = once(lambda: (directory / "metrics.jsonl").exists() or bool(folder.steps_in(own)))
+    is_used = once(lambda: has_steps(directory) or bool(folder.steps_in(own)))
     if config.resume is None:
         if is_used:
             raise ConfigError(
@@ -149,6 +149,8 @@ class Loop:
         self.metric_names = set(saved.get("metric_names", ()))
         self.best, notes = role.once(lambda: self._ready_folder(saved.get("best")))
         self.evaluated: dict[str, float] = {}
+        is_own = start.checkpoint == folder.checkpoint_at(self.checkpoints, self.done)
+        self.saved = self.done if is_own else None
         self.writer = self._writer_to(self.checkpoints, config)
         epochs = config.num_train_epochs
         if steps_per_epoch:
@@ -266,8 +268,9 @@ class Loop:
 
     def save(self, measured: dict[str, float], trainer: dict, tensors: dict[str, Tensor]) -> None:
         """Saves a checkpoint of the run, unless this step has one."""
-        if folder.checkpoint_at(self.checkpoints, self.done).exists():
+        if self.done == self.saved:
             return
+        self.saved = self.done
         name = self.config.metric_for_best_model
         if name in measured and self._is_best(measured[name]):
             self.best = {

@@ -4,10 +4,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from grpo_mcore.models.hf_files import INDEX
+from grpo_mcore.config.lora import ADAPTER_CONFIG
+from grpo_mcore.errors import FilesError
+from grpo_mcore.models.hf_files import INDEX, SINGLE
 from grpo_mcore.training.policy import Policy
 from grpo_mcore.weights.adapters import export_adapters
 from grpo_mcore.weights.export import export_model
+
+SHARDS = "model-?????-of-?????.safetensors"
 
 
 def write_policy(policy: Policy, directory: Path, like: str, tokenizer=None) -> None:
@@ -17,9 +21,17 @@ def write_policy(policy: Policy, directory: Path, like: str, tokenizer=None) -> 
     Args:
         like: the directory the model came from, whose configuration and tokenizer it keeps.
         tokenizer: a transformers tokenizer to write in place of that one.
+
+    Raises:
+        FilesError: when it cannot be written, or would be taken for the base of adapters there.
     """
     role = policy.role
     is_new = role.once(lambda: not directory.exists())
+    if not policy.lora and role.once(lambda: (directory / ADAPTER_CONFIG).exists()):
+        raise FilesError(
+            f"{directory}: holds adapters, which transformers would add to a model beside them; "
+            "choose another directory"
+        )
     if is_new:
         _export(policy, directory, like, tokenizer)
         return
@@ -47,9 +59,13 @@ def _export(policy: Policy, directory: Path, like: str, tokenizer) -> None:
 
 
 def _put_in(directory: Path, written: Path, is_model: bool) -> None:
-    """Moves the files in `written` to `directory`."""
-    if is_model:  # an earlier model there may have had another number of files
-        for old in (*directory.glob("model*.safetensors"), directory / INDEX):
-            old.unlink(missing_ok=True)
-    for file in written.iterdir():
-        file.replace(directory / file.name)
+    """Moves the files in `written` to `directory`, and then removes what an earlier model there has
+    left of its weights."""
+    names = [file.relative_to(written) for file in written.rglob("*") if file.is_file()]
+    for name in names:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (written / name).replace(directory / name)
+    if is_model:
+        weights = {SINGLE, INDEX} | {f.name for f in directory.glob(SHARDS)}
+        for stale in weights - {str(name) for name in names}:
+            (directory / stale).unlink(missing_ok=True)

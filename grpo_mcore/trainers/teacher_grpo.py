@@ -178,11 +178,12 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
                 raise ConfigError(f"{name}: a teacher answers in one turn; use GRPOTrainer")
 
     def _with_models(self, args: GroupConfig, model: Any, tokenizer: Any) -> TeacherGRPOConfig:
+        revision = getattr(args, "revision", None)
         if not isinstance(args, TeacherGRPOConfig):
             args = teacher_config(args)
         if self.disable_student_offloading is not None:
             args = replace(args, disable_student_offloading=self.disable_student_offloading)
-        args = with_model(args, model, tokenizer, "teacher")
+        args = with_model(args, model, tokenizer, "teacher", revision)
         known = {field.name for field in fields(ModelConfig)} - {"path"}
         for name, value in self.student_settings.items():
             if name not in known:
@@ -254,12 +255,21 @@ def teacher_config(args: GRPOConfig) -> TeacherGRPOConfig:
     """
     plain = GRPOConfig()
     shared = {field.name for field in fields(TeacherGRPOConfig)} - {"layout"}
+    # Teaching checks whole sequences against the contexts, not prompts against a limit of theirs.
     dropped = {"model", "layout", "max_prompt_length", "overlong", "revision"}
     for name in sorted({field.name for field in fields(GRPOConfig)} - shared - dropped):
         if getattr(args, name) != getattr(plain, name):
             raise ConfigError(f"{name}={getattr(args, name)}: is of no use to TeacherGRPOTrainer")
     settings = {field.name: getattr(args, field.name) for field in fields(GRPOConfig)}
     settings = {name: value for name, value in settings.items() if name in shared}
+    rollout = args.rollout
+    settings["rollout"] = replace(
+        rollout,
+        teacher_engines=rollout.teacher_engines or rollout.policy_engines,
+        teacher_tensor_parallel=max(
+            rollout.teacher_tensor_parallel, rollout.policy_tensor_parallel
+        ),
+    )
     config = TeacherGRPOConfig(
         **settings,
         teacher=args.model,
@@ -407,8 +417,9 @@ class TeacherSession(GRPOSession):
         self.sync_engines()
         metrics = {}
         for name, questions in (datasets or {"eval": self.job.eval}).items():
-            key = name if datasets is None else f"{name} of {id(questions)}"
-            attempts, _ = self.ask_attempts(questions, key).result()
+            own = datasets is None  # which are asked again and again
+            ask = self.ask_attempts if own else self.classroom.ask_attempts
+            attempts, _ = ask(questions, name).result()
             metrics |= self.classroom.evaluate(attempts, name)
         return metrics
 
