@@ -150,7 +150,8 @@ def check_grpo(
     )
     if eval_dataset is None and (config.metric_for_best_model or "").startswith("eval_"):
         raise ConfigError(
-            f"metric_for_best_model={config.metric_for_best_model}: needs eval_dataset, there is none"
+            f"metric_for_best_model={config.metric_for_best_model}: needs eval_dataset, there is "
+            "none"
         )
     train = job.load(rows)
     job = replace(job, train=train, evals=job.open_evals(eval_dataset))

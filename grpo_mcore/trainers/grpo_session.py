@@ -410,8 +410,8 @@ class GRPOSession(Session):
         if saved["tensors"] and use != now:
             changed = next(name for name in now if use[name] != now[name])
             raise ConfigError(
-                f"{changed}={now[changed]}: the checkpoint holds samples that are not used up, with "
-                f"{changed}={use[changed]}; go on with that, or from another checkpoint"
+                f"{changed}={now[changed]}: the checkpoint holds samples that are not used up and "
+                f"has {changed}={use[changed]}; go on with that, or from another checkpoint"
             )
         for key, tensor in saved["tensors"].items():
             generation, _, name = key.partition("/")
@@ -424,13 +424,13 @@ class GRPOSession(Session):
 
     def _use_of_generations(self) -> dict[str, int | bool]:
         """What samples that are kept for further updates depend on."""
-        config = self.config
+        config, cycle = self.config, self.cycle
+        sequences = config.per_device_train_batch_size * self.role.layout.data
         return {
             "num_generations": config.num_generations,
-            "prompts_per_generation": self.prompts_per_generation,
-            "gradient_accumulation_steps": self.cycle.gradient_accumulation_steps,
-            "steps_per_generation": self.cycle.steps_per_generation,
-            "num_iterations": self.cycle.num_iterations,
+            "sequences of a generation": sequences * cycle.steps_per_generation,
+            "sequences of a step": sequences * cycle.gradient_accumulation_steps,
+            "num_iterations": cycle.num_iterations,
             "beta above 0": config.beta > 0,
         }
 
