@@ -31,6 +31,8 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str):
+    if name == "api":
+        return import_module("grpo_mcore.api")
     if name not in _HOMES:
         raise AttributeError(f"module 'grpo_mcore' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

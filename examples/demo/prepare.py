@@ -41,6 +41,7 @@ def sft_config(role: str, directory: Path, seed: int) -> SFTConfig:
         warmup_steps=30,
         stable_steps=270,
         weight_decay=0.01,
+        adam_beta2=0.95,
         save_strategy="no",
         shuffle_dataset=False,
         batch_size=64,

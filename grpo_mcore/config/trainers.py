@@ -1,9 +1,10 @@
 """The configuration of each trainer: every setting, its default and its meaning. Names are
 transformers' and TRL's where they have the setting."""
 
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
+from grpo_mcore.config.foreign import OF_DPO, OF_GRPO, OF_SFT, OF_TRAINING, accepts
 from grpo_mcore.config.objective import ObjectiveConfig
 from grpo_mcore.config.sections import (
     DataConfig,
@@ -58,7 +59,8 @@ class TrainingConfig:
 
     logging_strategy: str = "steps"
     logging_steps: int = 1
-    """Give callbacks and trackers the metrics every so many steps; metrics.jsonl has every one."""
+    """Give callbacks and trackers the metrics every so many steps, as means over these steps;
+    metrics.jsonl has every step's."""
     report_to: Any = "none"
     """"tensorboard", "wandb", "mlflow", a list of them, "all" (that are installed) or "none"."""
     run_name: str | None = None
@@ -79,7 +81,8 @@ class TrainingConfig:
     metric_for_best_model: str | None = None
     """A metric as metrics.jsonl names it. The checkpoint after whose step it was best (measured at
     that step) is kept, and named in checkpoints/best_checkpointed_iteration.txt."""
-    greater_is_better: bool = True
+    greater_is_better: bool | None = None
+    """None: unless the metric's name ends in "loss"."""
     resume: str | None = None
     """"auto": go on from the newest valid checkpoint in output_dir, if there is one. A path, to a
     folder of checkpoints or to one of them: from that one only. The layout may be another."""
@@ -98,6 +101,7 @@ class _ModelTrainingConfig(TrainingConfig):
     layout: str = "auto"
     """TPxPPxDP, such as 2x1x4; "auto": what fits the model, most of it data parallel."""
     lr_scheduler_type: str = "linear"
+    adam_beta2: float = 0.999
 
     bf16: InitVar[bool | None] = None
     """True: `model.dtype` is "bfloat16"; False: "float32"."""
@@ -105,27 +109,35 @@ class _ModelTrainingConfig(TrainingConfig):
     """True: `model.recompute` is "full"; False: None."""
     model_init_kwargs: InitVar[dict | None] = None
     """Of from_pretrained's arguments: `dtype` (or `torch_dtype`) and `revision`."""
+    warmup_ratio: InitVar[float | None] = None
+    """`warmup_steps` below 1."""
     revision: str | None = None
     """Of a model at the hub."""
 
-    def __post_init__(self, bf16, gradient_checkpointing, model_init_kwargs):
+    def __post_init__(self, bf16, gradient_checkpointing, model_init_kwargs, warmup_ratio):
         """
         Raises:
             ConfigError: for an unknown entry of `model_init_kwargs`.
         """
+        kwargs = dict(model_init_kwargs or {})
+        self.revision = kwargs.pop("revision", self.revision)
+        settings: dict[str, Any] = {}
         if bf16 is not None:
-            self.model.dtype = "bfloat16" if bf16 else "float32"
+            settings["dtype"] = "bfloat16" if bf16 else "float32"
         if gradient_checkpointing is not None:
-            self.model.recompute = "full" if gradient_checkpointing else None
-        for name, value in (model_init_kwargs or {}).items():
-            if name in ("dtype", "torch_dtype"):
-                self.model.dtype = str(value).removeprefix("torch.")
-            elif name == "revision":
-                self.revision = value
-            else:
-                raise ConfigError(
-                    f"model_init_kwargs.{name}={value}: choose from dtype, torch_dtype, revision"
-                )
+            settings["recompute"] = "full" if gradient_checkpointing else None
+        for name in ("dtype", "torch_dtype"):
+            if name in kwargs:
+                settings["dtype"] = str(kwargs.pop(name)).removeprefix("torch.")
+        for name, value in kwargs.items():
+            raise ConfigError(
+                f"model_init_kwargs.{name}={value}: choose from dtype, torch_dtype, revision"
+            )
+        self.model = replace(self.model, **settings)
+        if warmup_ratio is not None:
+            self.warmup_steps = warmup_ratio
+        # transformers' word for what 0 is here
+        self.eval_steps, self.save_steps = self.eval_steps or 0, self.save_steps or 0
 
 
 @dataclass
@@ -144,6 +156,7 @@ class _OfflineConfig(_ModelTrainingConfig):
     """Longest wait for another rank before the run stops with the reason."""
 
 
+@accepts(OF_TRAINING | OF_SFT)
 @dataclass
 class SFTConfig(_OfflineConfig):
     """Supervised fine-tuning."""
@@ -158,6 +171,7 @@ class SFTConfig(_OfflineConfig):
     dataset_text_field: str = "text"
 
 
+@accepts(OF_TRAINING | OF_DPO)
 @dataclass
 class DPOConfig(_OfflineConfig):
     """Direct preference optimisation. A batch's rows are pairs: two sequences each."""
@@ -206,8 +220,8 @@ class GroupConfig(ObjectiveConfig):
 
     reward_timeout: float | None = None
     """Seconds each reward function may take for a step's samples; None: any time."""
-    log_completions: int = 4
-    """Completions a step written to completions.jsonl."""
+    log_completions: Any = 4
+    """Completions a step written to completions.jsonl; true: all."""
 
 
 @dataclass
@@ -227,6 +241,7 @@ class TeachingConfig:
     templates: TemplatesConfig = field(default_factory=TemplatesConfig)
 
 
+@accepts(OF_TRAINING | OF_GRPO)
 @dataclass
 class GRPOConfig(_ModelTrainingConfig, GroupConfig, TeachingConfig):
     """Group relative policy optimisation on a reward."""
@@ -251,30 +266,44 @@ class GRPOConfig(_ModelTrainingConfig, GroupConfig, TeachingConfig):
     """`rollout.gpu_memory_utilization`."""
     vllm_tensor_parallel_size: InitVar[int | None] = None
     """`rollout.policy_tensor_parallel`."""
+    vllm_max_model_length: InitVar[int | None] = None
+    """`max_sequence_length`."""
+    num_completions_to_print: InitVar[int | None] = None
+    """`log_completions`."""
 
     def __post_init__(
         self,
         bf16,
         gradient_checkpointing,
         model_init_kwargs,
+        warmup_ratio,
         use_vllm,
         vllm_mode,
         vllm_gpu_memory_utilization,
         vllm_tensor_parallel_size,
+        vllm_max_model_length,
+        num_completions_to_print,
     ):
         """
         Raises:
             ConfigError: for rollouts without an engine of one's own.
         """
-        super().__post_init__(bf16, gradient_checkpointing, model_init_kwargs)
+        super().__post_init__(bf16, gradient_checkpointing, model_init_kwargs, warmup_ratio)
         if not use_vllm:
             raise ConfigError("use_vllm=False: completions are sampled by vLLM only; leave it out")
         if vllm_mode != "colocate":
             raise ConfigError(f"vllm_mode={vllm_mode}: only colocate is supported")
-        if vllm_gpu_memory_utilization is not None:
-            self.rollout.gpu_memory_utilization = vllm_gpu_memory_utilization
-        if vllm_tensor_parallel_size is not None:
-            self.rollout.policy_tensor_parallel = vllm_tensor_parallel_size
+        settings = {
+            "gpu_memory_utilization": vllm_gpu_memory_utilization,
+            "policy_tensor_parallel": vllm_tensor_parallel_size,
+        }
+        given = {name: value for name, value in settings.items() if value is not None}
+        self.rollout = replace(self.rollout, **given)
+        if vllm_max_model_length is not None:
+            self.max_sequence_length = vllm_max_model_length
+        if num_completions_to_print is not None:
+            self.log_completions = num_completions_to_print
+        self.top_k = self.top_k or 0
         if isinstance(self.scale_rewards, bool):  # as TRL had it first
             self.scale_rewards = "group" if self.scale_rewards else "none"
 

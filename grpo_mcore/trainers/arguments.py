@@ -80,10 +80,11 @@ def split_arguments(
     )
 
 
-def check_kind(args: Any, kind: type) -> None:
-    """Raises ConfigError when `args` is no configuration of `kind`."""
-    if not isinstance(args, kind):
-        raise ConfigError(f"args={type(args).__name__}: give a grpo_mcore.{kind.__name__}")
+def check_kind(args: Any, *kinds: type) -> None:
+    """Raises ConfigError when `args` is a configuration of none of `kinds`."""
+    if not isinstance(args, kinds):
+        names = " or ".join(f"grpo_mcore.{kind.__name__}" for kind in kinds)
+        raise ConfigError(f"args={type(args).__name__}: give a {names}")
 
 
 def with_model(

@@ -97,7 +97,7 @@ def steps_per_epoch(config: TrainingConfig, data_ranks: int, rows: int | None) -
 
 
 def with_steps(config: Config, per_epoch: float | None) -> Config:
-    """`config` with `max_steps` and `warmup_steps` as numbers of steps.
+    """`config` with `max_steps` and `warmup_steps` as numbers of steps, and `greater_is_better`.
 
     Raises:
         ConfigError: where only the data's end would tell how many there are.
@@ -111,5 +111,15 @@ def with_steps(config: Config, per_epoch: float | None) -> Config:
         steps = max(1, math.ceil(config.num_train_epochs * per_epoch))
     warmup = config.warmup_steps
     return replace(
-        config, max_steps=steps, warmup_steps=round(warmup * steps) if warmup < 1 else warmup
+        config,
+        max_steps=steps,
+        warmup_steps=round(warmup * steps) if warmup < 1 else warmup,
+        greater_is_better=is_greater_better(config),
     )
+
+
+def is_greater_better(config: TrainingConfig) -> bool:
+    """Whether the best model is that of the greatest `metric_for_best_model`."""
+    if config.greater_is_better is not None:
+        return config.greater_is_better
+    return not (config.metric_for_best_model or "").endswith("loss")

@@ -1,5 +1,6 @@
 """Group relative policy optimisation: a prompt's samples are compared by their rewards."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from grpo_mcore.callbacks.runner import AnyCallback
-from grpo_mcore.config import ConfigError, GroupConfig, GRPOConfig
+from grpo_mcore.config import ConfigError, GRPOConfig
 from grpo_mcore.data.prompts import Prompt
 from grpo_mcore.data.sources import Rows
 from grpo_mcore.models.sources import local_model
@@ -52,6 +53,8 @@ class GRPOTrainer(BaseTrainer):
     """
 
     algorithm = "grpo"
+    accepted: ClassVar[tuple[type, ...]] = (GRPOConfig,)
+    """What `args` may be."""
     config_class = GRPOConfig
 
     def __init__(
@@ -77,6 +80,7 @@ class GRPOTrainer(BaseTrainer):
         reward_fn: RewardSource | None = None,
         reward_model: RewardSource | None = None,
         num_generations: int | None = None,
+        environment_factory: Any = None,
     ):
         """Checks everything that can be checked before models load.
 
@@ -103,8 +107,9 @@ class GRPOTrainer(BaseTrainer):
             environment: what answers the model, turn by turn (`grpo_mcore.environments`).
             compute_metrics: further metrics of an evaluation from a transformers.EvalPrediction of
                 the completions' texts and the ground truths, if the data have any.
-            config, tokenizer, reward_fn, reward_model, num_generations: other libraries' names for
-                `args`, `processing_class`, `reward_funcs` and `args.num_generations`.
+            config, tokenizer, reward_fn, reward_model, num_generations, environment_factory: other
+                libraries' names for `args`, `processing_class`, `reward_funcs`,
+                `args.num_generations` and `environment`.
 
         Raises:
             ConfigError: for a setting that cannot work.
@@ -112,11 +117,19 @@ class GRPOTrainer(BaseTrainer):
         """
         args = either("args", args, "config", config)
         model, args = read_settings(model, args, self.config_class, self.algorithm)
-        check_kind(args, GroupConfig)
-        if num_generations is not None:
+        check_kind(args, *self.accepted)
+        if num_generations not in (None, args.num_generations):
+            warnings.warn(
+                f"num_generations={num_generations} takes the place of args.num_generations="
+                f"{args.num_generations}",
+                stacklevel=2,
+            )
             args = replace(args, num_generations=num_generations)
         self.tools, self.rollout_func = tools or [], rollout_func
-        self.environment = environment
+        self.environment = either(
+            "environment", environment, "environment_factory", environment_factory
+        )
+        self.compute_metrics = compute_metrics
         self._refuse_unused(args)
         tokenizer = either("processing_class", processing_class, "tokenizer", tokenizer)
         self.ref_path = None
@@ -130,7 +143,6 @@ class GRPOTrainer(BaseTrainer):
         self.reward_sources: list[RewardSource] = []
         for source in (reward_funcs, reward_fn, reward_model):
             self.reward_sources += _listed(source)
-        self.compute_metrics = compute_metrics
         if self._is_complete():
             self._get_ready()
 

@@ -371,6 +371,11 @@ class GRPOSession(Session):
         sent = self.sync.push(self.policy.version)
         return {f"sync/{name}": float(value) for name, value in sent.items()}
 
+    def shown_completions(self, count: int) -> int:
+        """How many of `count` completions are recorded."""
+        asked = self.config.log_completions
+        return count if asked is True else min(count, int(asked))
+
     def log_completions(self, rollouts: Rollouts, scores: Scores, rewards: Tensor) -> None:
         """Records some of the samples."""
         if not self.loop.progress:
@@ -382,7 +387,7 @@ class GRPOSession(Session):
                 "reward": None if rewards[i].isnan() else rewards[i].item(),
                 **{name: values[i] for name, values in scores.extra.items()},
             }
-            for i in range(min(len(rollouts), self.config.log_completions))
+            for i in range(self.shown_completions(len(rollouts)))
         ]
         self.loop.progress.completions(self.step, rows)
 

@@ -137,6 +137,8 @@ def choose_layout(config: TrainingConfig, shape: ModelShape, world_size: int) ->
     layout = fit_role(world_size, fits)
     if layout is None:
         least = Layout(data=world_size)
+        if reason := batch_misfit(config, least, model):
+            raise ConfigError(f"{reason}; nor do the batch sizes suit another layout=auto")
         raise ConfigError(
             f"layout=auto: no layout of {world_size} processes divides heads, layers and batch and "
             f"fits the memory; {least} does not as {misfit(least) or 'the memory is too small'}"

@@ -19,8 +19,11 @@ from grpo_mcore.parallel.groups import Role
 from grpo_mcore.report.names import with_aliases
 from grpo_mcore.report.progress import Progress, has_steps
 from grpo_mcore.report.result import TrainOutput
+from grpo_mcore.trainers.batches import is_greater_better
 from grpo_mcore.training.policy import Policy, Reference
 
+LATEST = ("learning_rate", "num_tokens", "entropy_coef")
+"""Metrics of which the newest value says all."""
 FIXED = ("distributed_optimizer", "peft_config", "sync_ref_model", "dtype")
 """Settings that what a checkpoint holds depends on; the last is the trained model's."""
 
@@ -139,6 +142,9 @@ class Loop:
         """
         self.config, self.role, self.policy, self.runner = config, role, policy, runner
         self.reference, self.steps_per_epoch = reference, steps_per_epoch
+        self.is_greater_better = is_greater_better(config)
+        self.since_log: dict[str, list[float]] = {}
+        """Metrics of the steps since callbacks were last given any."""
         self.directory = Path(config.output_dir)
         self.checkpoints = self.directory / "checkpoints"
         saved = {}
@@ -195,7 +201,7 @@ class Loop:
 
         def act(metrics: dict[str, float], is_last: bool) -> None:
             if runner.should("log"):
-                runner.log(metrics)
+                runner.log(self._take_means())
             measured = metrics
             if evaluates and (runner.should("evaluate") or is_last):
                 self.evaluated = self.evaluate(evaluate)
@@ -220,6 +226,8 @@ class Loop:
             self._tell_of_saves()
             self.done += 1
             epoch = self.epoch(self.done)
+            for name, value in metrics.items():
+                self.since_log.setdefault(name, []).append(value)
             if "loss" in metrics:
                 losses.append(metrics["loss"])
             if self.progress:
@@ -277,7 +285,7 @@ class Loop:
                 "step": self.done,
                 "metric": name,
                 "value": measured[name],
-                "greater_is_better": self.config.greater_is_better,
+                "greater_is_better": self.is_greater_better,
             }
         best = self.best["step"] if self.best else None
         self.writer.save(self.done, self._state(trainer), best, tensors)
@@ -318,6 +326,15 @@ class Loop:
             self.runner.state.best_model_checkpoint = str(best_checkpoint)
             self.runner.save(folder.checkpoint_at(self.checkpoints, step), step)
 
+    def _take_means(self) -> dict[str, float]:
+        """Means over the steps since the last time, as in transformers; what counts up, and the
+        learning rate, as they are now."""
+        taken, self.since_log = self.since_log, {}
+        return {
+            name: values[-1] if name in LATEST else sum(values) / len(values)
+            for name, values in taken.items()
+        }
+
     def _ready_folder(self, best: dict | None) -> tuple[dict | None, list[str]]:
         """Makes the run's own folder say what this run knows. Returns the best checkpoint, if it is
         there, and lines for the user."""
@@ -329,7 +346,7 @@ class Loop:
         known = (
             best
             and best["metric"] == self.config.metric_for_best_model
-            and best["greater_is_better"] == self.config.greater_is_better
+            and best["greater_is_better"] == self.is_greater_better
             and folder.checkpoint_at(self.checkpoints, best["step"]).exists()
         )
         if known:
@@ -353,4 +370,4 @@ class Loop:
         if self.best is None or math.isnan(value):
             return not math.isnan(value)
         best = self.best["value"]
-        return value > best if self.config.greater_is_better else value < best
+        return value > best if self.is_greater_better else value < best

@@ -266,7 +266,8 @@ def check_training(config: TrainingConfig) -> None:
         raise ConfigError("save_strategy=best: needs metric_for_best_model")
     if config.push_to_hub and not config.hub_model_id:
         raise ConfigError("push_to_hub=True: needs hub_model_id")
-    if config.learning_rate <= 0:
+    _at_least("learning_rate", config.learning_rate, 0)
+    if config.learning_rate == 0:
         raise ConfigError(f"learning_rate={config.learning_rate}: must be above 0")
     if not 0 <= config.min_learning_rate <= config.learning_rate:
         raise ConfigError(
@@ -394,5 +395,7 @@ def _check_templates(config: TeacherGRPOConfig) -> None:
 
 
 def _at_least(key: str, value, least) -> None:
+    if not isinstance(value, int | float):
+        raise ConfigError(f"{key}={value!r}: must be a number")
     if value < least:
         raise ConfigError(f"{key}={value}: must be at least {least}")

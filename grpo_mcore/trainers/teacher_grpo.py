@@ -130,6 +130,7 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
     """
 
     algorithm = "teacher_grpo"
+    accepted: ClassVar[tuple[type, ...]] = (TeacherGRPOConfig, GRPOConfig)
 
     def __init__(
         self,
@@ -176,6 +177,8 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         for name in ("environment", "tools", "rollout_func"):
             if getattr(self, name, None):
                 raise ConfigError(f"{name}: a teacher answers in one turn; use GRPOTrainer")
+        if self.compute_metrics:
+            raise ConfigError("compute_metrics: what teaching evaluates has metrics of its own")
 
     def _with_models(self, args: GroupConfig, model: Any, tokenizer: Any) -> TeacherGRPOConfig:
         revision = getattr(args, "revision", None)
@@ -184,18 +187,25 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         if self.disable_student_offloading is not None:
             args = replace(args, disable_student_offloading=self.disable_student_offloading)
         args = with_model(args, model, tokenizer, "teacher", revision)
-        known = {field.name for field in fields(ModelConfig)} - {"path"}
-        for name, value in self.student_settings.items():
-            if name not in known:
-                raise ConfigError(
-                    f"student_model_init_kwargs.{name}={value}: choose from "
-                    f"{', '.join(sorted(known))}"
-                )
-        args = replace(args, student=replace(args.student, **self.student_settings))
+        args = replace(args, student=self._with_kwargs(args.student))
         student = self.student_model
         if student is None and args.student.path == UNSET:
             student = self.ref_path or args.teacher.path
         return with_model(args, student, None, "student")
+
+    def _with_kwargs(self, student: ModelConfig) -> ModelConfig:
+        settings = dict(self.student_settings)
+        if "torch_dtype" in settings:
+            settings["dtype"] = settings.pop("torch_dtype")
+        if "dtype" in settings:
+            settings["dtype"] = str(settings["dtype"]).removeprefix("torch.")
+        known = {field.name for field in fields(ModelConfig)} - {"path"}
+        for name in settings.keys() - known:
+            raise ConfigError(
+                f"student_model_init_kwargs.{name}={settings[name]}: choose from torch_dtype, "
+                f"{', '.join(sorted(known))}"
+            )
+        return replace(student, **settings)
 
     def _is_complete(self) -> bool:
         return self.train_dataset is not None or self.args.data.train != UNSET
@@ -439,7 +449,7 @@ class TeacherSession(GRPOSession):
             ]
             chance = random.Random(f"{self.config.seed}/log/{self.step}").random()
             is_lucky = chance < self.trainer.logging_prob
-            shown = len(rows) if is_lucky else self.config.log_completions
+            shown = len(rows) if is_lucky else self.shown_completions(len(rows))
             self.loop.progress.completions(self.step, rows[:shown])
 
     def state(self) -> dict:
