@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import ModuleList

@@ -168,7 +168,11 @@ ROWS = {
         "`teacher_grpo` is in the list too",
     ),
     69: Row("linked pages", "`train()`, `EnvironmentInterface`, the configuration; names only"),
-    70: Row("`GRPOTrainer`", "GRPO as Unsloth has it"),
+    70: Row(
+        "`GRPOTrainer`",
+        "GRPO as Unsloth has it, of a model with adapters",
+        "a `PeftModel` is refused: pass the base model and `peft_config`",
+    ),
     71: Row(
         "`tokenizer`, `reward_model`, `reward_fn`, `num_generations`",
         "arguments of the constructor",

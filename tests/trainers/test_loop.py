@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import yaml
+from transformers import TrainerCallback
 
 from grpo_mcore import device
 from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig
@@ -57,6 +58,7 @@ def run(
     accuracies: dict[int, float] | None = None,
     state=dict,
     callbacks=(),
+    measured: str = "accuracy",
 ) -> Loop:
     """Steps that measure `rewards`, and evaluations `accuracies` (step -> value)."""
     start = choose_start(config, policy.role)
@@ -65,12 +67,13 @@ def run(
 
     def train_step(step: int) -> dict[str, float]:
         steps.append(step)
-        measured = policy.compute_gradients(batch(step), loss)
+        losses = policy.compute_gradients(batch(step), loss)
         policy.step()
-        return {"reward": rewards[step], "loss": measured["loss"]}
+        tokens = 10.0 * (step + 1)
+        return {"reward": rewards[step], "loss": losses["loss"], "num_tokens": tokens}
 
     def evaluate() -> dict[str, float]:
-        return {"accuracy": accuracies[steps[-1] + 1 if steps else 0]}
+        return {measured: accuracies[steps[-1] + 1 if steps else 0]}
 
     loop.run(train_step, evaluate if accuracies else None, state)
     loop.close()
@@ -154,7 +157,7 @@ def test_a_metric_that_is_not_measured_is_refused(config, policy):
     config.metric_for_best_model = "rewards"
     with pytest.raises(ConfigError) as refusal:
         run(config, policy)
-    expected = "metric_for_best_model=rewards: is not measured; choose one of loss, reward"
+    expected = "metric_for_best_model=rewards: is not measured; choose one of loss, num_tokens, reward"
     assert str(refusal.value) == expected
 
 
@@ -286,3 +289,23 @@ def test_no_code_of_a_checkpoint_is_run(config, policy, tmp_path):
     with pytest.raises(FilesError, match=r"nothing of it was run"):
         run(config, policy)
     assert not (tmp_path / "run_by_pickle").exists()
+
+
+def test_the_best_by_a_loss_is_the_least(config, policy):
+    config.eval_steps, config.metric_for_best_model = 1, "eval_loss"
+    losses = {0: 9.0, 1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0}
+    run(config, policy, accuracies=losses, measured="loss")
+    assert recorded(config, "best") == "2"
+
+
+def test_callbacks_get_means_over_the_steps_between_logs(config, policy):
+    seen = []
+
+    class Listener(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "reward" in logs:
+                seen.append((state.global_step, logs["reward"], logs["num_tokens"]))
+
+    config.logging_steps = 2
+    run(config, policy, rewards=(1.0, 3.0, 5.0, 9.0), callbacks=[Listener()])
+    assert seen == [(2, 2.0, 20.0), (4, 7.0, 40.0)]
