@@ -52,8 +52,11 @@ LAYOUTS = {
     "1x2x2": {},
     "2x1x2": {},
 }
+AGAIN = "saved again"
+"""The folder of what a resumed run saves before it goes on."""
 RESUMED = {
     "1x1x1 resumed": {},
+    "1x2x1 resumed": {},
     "2x1x2 sequence parallel resumed": {"model": {"sequence_parallel": True}},
 }
 
@@ -123,6 +126,8 @@ def main() -> None:
 def run_case(name: str, settings: dict, engine: SharedEngine, output: Path, rank: int) -> None:
     trainer = make_trainer(name, settings, output / name)
     try:
+        if name in RESUMED:
+            trainer.save_checkpoint(str(output / name / AGAIN))
         with engine.calling_tools() if "tools" in settings else nullcontext():
             trainer.train()
     except (KnownError, LookupError) as error:

@@ -3,11 +3,16 @@
 torchrun --nproc-per-node 4 offline_worker.py MODEL OTHER OUTPUT
 """
 
+import os
 import sys
 from pathlib import Path
+from unittest.mock import patch
+
+from huggingface_hub import constants
 
 from grpo_mcore import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from grpo_mcore.config import ModelConfig
+from tests.models.hub_stub import running_hub
 from tests.trainers.offline_reference import BETA, HELD_OUT, PAIRS, ROWS
 
 DPO_LAYOUTS = ("2x1x2", "1x2x2")
@@ -45,11 +50,29 @@ def rows_of(packing: bool) -> dict:
 def main() -> None:
     model, other, output = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     for packing in (False, True):
-        args = sft_config(model, output / f"sft-{packing}", layout="2x2x1", **rows_of(packing))
-        SFTTrainer(args=args, train_dataset=ROWS, eval_dataset=HELD_OUT).train()
+        args = sft_config(
+            model,
+            output / f"sft-{packing}",
+            layout="2x2x1",
+            hub_model_id="org/mine",
+            **rows_of(packing),
+        )
+        trainer = SFTTrainer(args=args, train_dataset=ROWS, eval_dataset=HELD_OUT)
+        trainer.train()
+        if not packing:
+            push(trainer)
     for layout in DPO_LAYOUTS:
         args = dpo_config(model, output / layout, layout=layout)
         DPOTrainer(None, other, args, train_dataset=PAIRS, eval_dataset=PAIRS[:5]).train()
+
+
+def push(trainer: SFTTrainer) -> None:
+    """To a hub of this process, of which rank 0 writes down what it got."""
+    os.environ["NO_PROXY"] = "127.0.0.1"
+    with running_hub() as hub, patch.object(constants, "ENDPOINT", hub.url):
+        if trainer.push_to_hub(token="hf_secret"):
+            [commit] = hub.commits
+            (Path(trainer.args.output_dir) / "pushed.txt").write_text(" ".join(commit))
 
 
 if __name__ == "__main__":

@@ -599,6 +599,10 @@ def test_an_argument_is_given_under_one_name(model, tmp_path, one, other):
         ({"push_to_hub": True}, "push_to_hub=True: needs hub_model_id"),
         ({"loss_type": "ppo"}, "loss_type=ppo: choose one of grpo, bnpo"),
         ({"max_prompt_length": 2}, "train_dataset: row 0 "),
+        (
+            {"metric_for_best_model": "eval_reward"},
+            "metric_for_best_model=eval_reward: needs eval_dataset, there is none",
+        ),
         ({"report_to": "nobody"}, "report_to=nobody: choose from"),
     ],
     ids=str,

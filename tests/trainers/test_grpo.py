@@ -385,6 +385,39 @@ def test_a_run_resumed_within_a_generation_is_the_same(train, name):
         assert files[0] == files[1]
 
 
+def test_samples_left_over_are_used_as_they_were_meant_or_not_at_all(train):
+    settings = {"num_iterations": 2, "beta": 0.1, "save_strategy": "steps", "save_steps": 1}
+    whole = train(name="whole", max_steps=2, **settings)
+    within, after = (
+        str(Path(whole.args.output_dir) / "checkpoints" / f"iter_000000{step}") for step in (1, 2)
+    )
+    for change, named in (
+        ({"num_iterations": 1}, "num_iterations=1: .* has num_iterations=2"),
+        ({"beta": 0.0}, "beta above 0=False: .* has beta above 0=True"),
+        ({"num_generations": 2}, "num_generations=2: .* has num_generations=4"),
+        ({"num_prompts_per_step": 4}, "sequences of a generation=16: .* a generation=8"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{named}"):
+            train(name="refused", resume=within, max_steps=2, **settings | change)
+    # The same sequences in other micro-batches, and another use of samples to come.
+    same = train(name="same", resume=within, max_steps=2, per_device_train_batch_size=4, **settings)
+    [found], [expected] = timeless(steps_of(same)), timeless(steps_of(whole)[1:])
+    assert found == pytest.approx(expected, abs=1e-5, rel=1e-5)
+    later = train(name="later", resume=after, max_steps=3, **settings | {"num_iterations": 1})
+    assert [row["step"] for row in steps_of(later)] == [3]
+
+
+def test_all_tokens_of_prompts_and_completions_are_counted(train, seen):
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    whole = train(name="whole", **settings)
+    steps = [sum(p["lengths"].sum().item() for p in seen if p["step"] == n) for n in range(3)]
+    counts = [row["num_tokens"] for row in steps_of(whole)]
+    assert counts == list(itertools.accumulate(steps))
+    checkpoint = Path(whole.args.output_dir) / "checkpoints" / "iter_0000002"
+    resumed = train(name="resumed", resume=str(checkpoint), **settings)
+    assert [row["num_tokens"] for row in steps_of(resumed)] == counts[2:]
+
+
 # Adapters.
 
 

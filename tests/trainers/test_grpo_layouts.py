@@ -5,9 +5,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.end_to_end.conftest import records, run_command, torchrun
-from tests.trainers.grpo_worker import FAILURES, LAYOUTS, RESUMED, SAMPLES, SAVED_STEP
+from tests.trainers.grpo_worker import AGAIN, FAILURES, LAYOUTS, RESUMED, SAMPLES, SAVED, SAVED_STEP
 
 LOCAL = ("time/", "sync/", "step_time")
 """Metrics that may differ."""
@@ -49,6 +51,20 @@ def test_a_run_is_the_same_at(output, name):
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_run_resumed_within_a_generation_is_the_same_at(output, name):
     assert_same(steps_of(output / name), steps_of(output / "1x1x1")[SAVED_STEP:])
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_samples_left_over_are_saved_as_they_were_loaded(output, name):
+    """Whichever pipeline stage has them."""
+    first, again = (
+        load_file(output / folder / f"iter_{SAVED_STEP:07d}" / "tensors.safetensors")
+        for folder in (f"{SAVED}/checkpoints", f"{name}/{AGAIN}")
+    )
+    assert {"1/old", "1/reference"} <= again.keys() == first.keys()
+    for entry, tensor in first.items():  # a layout may add padding
+        cut = again[entry][tuple(map(slice, tensor.shape))]
+        assert torch.equal(cut, tensor), entry
+        assert again[entry].count_nonzero() == tensor.count_nonzero(), entry
 
 
 @pytest.mark.parametrize("name", SAMPLES)

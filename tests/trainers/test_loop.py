@@ -24,6 +24,7 @@ from tests.checkpoint.resume_worker import batch, loss
 device.prepare()
 
 from grpo_mcore.callbacks import CallbackRunner  # noqa: E402
+from grpo_mcore.checkpoint.run import CheckpointWriter  # noqa: E402
 from grpo_mcore.trainers.loop import Loop, choose_start  # noqa: E402
 from grpo_mcore.training.policy import Policy  # noqa: E402
 
@@ -121,6 +122,23 @@ def test_every_so_many_steps_and_the_last(config, policy, asynchronous):
     assert {path.name for path in checkpoints(config).iterdir()} == {
         "iter_0000003", "iter_0000004", "latest_checkpointed_iteration.txt",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_no_checkpoint_is_written_twice(config, policy, asynchronous, monkeypatch):
+    """The last is due as the last, and at the end of the epoch."""
+    saves, save = [], CheckpointWriter.save
+
+    def counted(writer, step, *others):
+        saves.append(step)
+        save(writer, step, *others)
+
+    monkeypatch.setattr(CheckpointWriter, "save", counted)
+    config.save_strategy, config.async_save = "epoch", asynchronous
+    run(config, policy)
+    config.resume, config.max_steps = "auto", 5
+    run(config, policy, rewards=[1.0] * 5)
+    assert saves == steps_kept(config) == [4, 5]
 
 
 def test_the_best_is_kept_beside_the_newest(config, policy):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +10,18 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.trainer_utils import IntervalStrategy
 
 from grpo_mcore import DPOTrainer, SFTConfig, SFTTrainer
 from grpo_mcore.callbacks import Callback
 from grpo_mcore.config import ConfigError
+from grpo_mcore.errors import FilesError
+from grpo_mcore.trainers.sft import SFTSession
 from tests.end_to_end.conftest import records, run_command, torchrun
 from tests.trainers.offline_reference import CHATS, HELD_OUT, PAIRS, ROWS, TEMPLATE
 from tests.trainers.offline_worker import DPO_LAYOUTS, dpo_config, rows_of, sft_config
@@ -223,6 +228,111 @@ def test_fit_with_callbacks_then_the_saved_model(model, tmp_path):
     )
     assert again.evaluate(HELD_OUT) == pytest.approx(found, abs=1e-6)
     again.close()
+
+
+def test_a_path_and_an_enumeration_are_saved_with_a_checkpoint(model, tmp_path):
+    def trainer(max_steps: int) -> SFTTrainer:
+        args = sft_config(model, tmp_path / "run", max_steps=max_steps, save_steps=1)
+        args.output_dir, args.save_strategy = tmp_path / "run", IntervalStrategy.STEPS
+        return SFTTrainer(args=args, train_dataset=ROWS)
+
+    trainer(1).train()
+    saved = tmp_path / "run" / "checkpoints" / "iter_0000001" / "config.yaml"
+    text = yaml.safe_load(saved.read_text())
+    assert (text["output_dir"], text["save_strategy"]) == (str(tmp_path / "run"), "steps")
+    assert trainer(2).train(resume_from_checkpoint=True).global_step == 2
+
+
+def test_an_error_that_can_be_mended_leaves_the_trained_model(model, tmp_path):
+    args = sft_config(model, tmp_path / "run", save_strategy="no", max_steps=1)
+    trainer = SFTTrainer(args=args, train_dataset=ROWS)
+    trainer.train()
+    with pytest.raises(ConfigError, match="eval_dataset=None: there is nothing to evaluate on"):
+        trainer.evaluate()
+    with pytest.raises(ConfigError, match="has no column"):
+        trainer.evaluate([{"question": "how many?"}])
+    trainer.save_model(tmp_path / "saved")
+    weights = [d / "model.safetensors" for d in (tmp_path / "saved", tmp_path / "run" / "final")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    trainer.close()
+
+
+def test_an_evaluation_that_a_callback_asks_for_is_amid_training(model, tmp_path, monkeypatch):
+    """Others, who work for the trained model's ranks, rest after the whole of it."""
+    rests = []
+    monkeypatch.setattr(SFTSession, "rest", lambda session: rests.append(session.loop.done))
+
+    class Evaluates(Callback):
+        def on_step_end(self, trainer, step, metrics):
+            trainer.evaluate()
+
+    args = sft_config(model, tmp_path / "run", save_strategy="no", eval_strategy="no")
+    trainer = SFTTrainer(
+        args=args, train_dataset=ROWS, eval_dataset=HELD_OUT, callbacks=[Evaluates()]
+    )
+    assert trainer.train().global_step == 2
+    assert [row["step"] for row in evaluations(tmp_path / "run")] == [1, 2]
+    assert rests == [2]
+    trainer.evaluate()
+    assert rests == [2, 2]
+    trainer.close()
+
+
+def test_a_run_begins_where_there_was_an_evaluation_only(model, tmp_path):
+    def trainer() -> SFTTrainer:
+        args = sft_config(model, tmp_path / "run", max_steps=1, eval_strategy="no")
+        return SFTTrainer(args=args, train_dataset=ROWS, eval_dataset=HELD_OUT)
+
+    first = trainer()
+    first.evaluate()
+    first.close()
+    again = trainer()
+    again.evaluate()
+    assert again.fit().total_steps == 1
+    assert [row["step"] for row in steps(tmp_path / "run")] == [1]
+    with pytest.raises(ConfigError, match="holds an earlier run"):
+        trainer().train()
+
+
+def test_a_model_is_saved_among_files_of_the_users(model, tmp_path):
+    """Twice, where an earlier model of several files was."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    kept = ("model_mine.safetensors", "model-of-mine.safetensors", "notes.txt")
+    stale = ("model-00001-of-00002.safetensors", "model.safetensors.index.json")
+    for name in (*kept, *stale):
+        (folder / name).write_text("of the user's")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = {"default": TEMPLATE, "other": "{{ messages }}"}
+    args = sft_config(model, tmp_path / "run", max_steps=1, save_strategy="no")
+    trainer = SFTTrainer(args=args, train_dataset=ROWS, processing_class=tokenizer)
+    trainer.train()
+    for _ in range(2):
+        trainer.save_model(folder)
+    trainer.close()
+    assert [(folder / name).read_text() for name in kept] == ["of the user's"] * 3
+    assert not any((folder / name).exists() for name in stale)
+    assert list((folder / "additional_chat_templates").iterdir())
+    assert not list(folder.glob(".*"))
+    assert AutoTokenizer.from_pretrained(folder).chat_template == tokenizer.chat_template
+    AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_no_model_is_saved_where_adapters_are(adapted, model, tmp_path):
+    folder = shutil.copytree(adapted / "final", tmp_path / "adapters")
+    (folder / "model.safetensors").write_text("of the user's")
+    before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    args = sft_config(model, tmp_path / "run")
+    trainer = SFTTrainer(args=args, train_dataset=ROWS)
+    with pytest.raises(FilesError, match="adapters: holds adapters, which transformers would"):
+        trainer.save_model(folder)
+    assert {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()} == before
+
+
+def test_pushing_to_the_hub_leaves_nothing_behind_on_any_rank(spread):
+    directory = spread / "sft-False"
+    assert (directory / "pushed.txt").read_text() == "org/mine main End of training"
+    assert not list(directory.glob(".*"))
 
 
 def test_a_stream_is_read_as_far_as_needed(model, tmp_path):

@@ -12,6 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from grpo_mcore import GRPOConfig, TeacherGRPOConfig, TeacherGRPOTrainer
 from grpo_mcore.config import ConfigError, ModelConfig, RolloutConfig, TemplatesConfig
+from grpo_mcore.data.questions import Question
+from grpo_mcore.data.tokenizer import Tokenizer
+from grpo_mcore.rollout.requests import Completion
+from grpo_mcore.teaching.classroom import Classroom
+from grpo_mcore.teaching.lesson import Attempt
+from grpo_mcore.trainers.teacher_grpo import teacher_config
 from tests.end_to_end.conftest import records
 
 ROWS = [{"question": f"tom has {n} cards.", "answer": f"so #### {n}"} for n in range(6)]
@@ -185,6 +191,33 @@ def test_what_cannot_work_is_refused_by_name(model, tmp_path, arguments, config,
             **{"train_dataset": ROWS, "student_model": model} | arguments,
         )
     assert message in str(caught.value)
+
+
+def test_the_teachers_engines_are_those_of_the_policy_in_grpos_settings():
+    rollout = teacher_config(GRPOConfig(vllm_tensor_parallel_size=2)).rollout
+    assert rollout.teacher_tensor_parallel == 2
+    rollout = teacher_config(GRPOConfig(rollout=RolloutConfig(policy_engines=3))).rollout
+    assert rollout.teacher_engines == 3
+
+
+def test_guidances_are_sampled_with_all_settings_of_sampling(model):
+    """All but greedy ones, which have none to choose from."""
+    asked = []
+
+    def generate(requests):
+        asked.extend(requests)
+        return [Completion([5], [-1.0], True) for _ in requests]
+
+    sampling = {"top_p": 0.9, "top_k": 7, "min_p": 0.05, "repetition_penalty": 1.2}
+    pool = SimpleNamespace(generate=generate, sleep=lambda: None)
+    config = TeacherGRPOConfig(teacher=ModelConfig(path=model), templates=TEMPLATES, **sampling)
+    classroom = Classroom(None, pool, Tokenizer(model), config)
+    attempts = [Attempt(Question(0, "how many?", "4", {}), ["4"], "count")]
+    for temperature in (0.7, 0.0):
+        classroom.guide(attempts, "step 0", 1, temperature)
+    found = [{name: getattr(request, name) for name in sampling} for request in asked]
+    all_tokens = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    assert found == [sampling, sampling | all_tokens]
 
 
 def test_settings_of_its_own_configuration(model, tmp_path):
