@@ -175,7 +175,9 @@ def test_a_metric_that_is_not_measured_is_refused(config, policy):
     config.metric_for_best_model = "rewards"
     with pytest.raises(ConfigError) as refusal:
         run(config, policy)
-    expected = "metric_for_best_model=rewards: is not measured; choose one of loss, num_tokens, reward"
+    expected = (
+        "metric_for_best_model=rewards: is not measured; choose one of loss, num_tokens, reward"
+    )
     assert str(refusal.value) == expected
 
 
