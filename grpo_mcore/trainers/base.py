@@ -206,11 +206,11 @@ class BaseTrainer(ABC):
                 session.state,
                 session.tensors,
             )
-            session.rest()
             final = Path(self.args.output_dir) / "final"
             self._write_model(session, final)
             session.loop.say(f"trained model: {final}")
             self.runner.train_end(training_result(output, self.runner.state))
+            session.rest()
         if self.args.push_to_hub:
             self.push_to_hub()
         return output

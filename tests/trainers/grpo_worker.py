@@ -12,9 +12,10 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import torch
 from peft import LoraConfig
 
-from grpo_mcore.errors import KnownError
+from grpo_mcore.errors import ConfigError, KnownError
 from tests.trainers.grpo_jobs import (
     CHATS,
     Judge,
@@ -52,6 +53,10 @@ LAYOUTS = {
     "1x2x2": {},
     "2x1x2": {},
 }
+REFUSED = "1x1x2 budget"
+"""The case that is then asked for a loss of completions that its ranks cannot share."""
+AFTER_REFUSAL = "after the refusal"
+"""The folder of the model it saves after that."""
 AGAIN = "saved again"
 """The folder of what a resumed run saves before it goes on."""
 RESUMED = {
@@ -130,11 +135,23 @@ def run_case(name: str, settings: dict, engine: SharedEngine, output: Path, rank
             trainer.save_checkpoint(str(output / name / AGAIN))
         with engine.calling_tools() if "tools" in settings else nullcontext():
             trainer.train()
+        if name == REFUSED:
+            refuse_loss(trainer, output / name / AFTER_REFUSAL)
     except (KnownError, LookupError) as error:
         (output / f"{name}.{rank}.txt").write_text(f"{type(error).__name__}: {error}")
     trainer.close()
     if rank == 0:
         (output / f"{name}.done").touch()
+
+
+def refuse_loss(trainer, folder: Path) -> None:
+    ones = torch.ones(3, 2, dtype=torch.long)
+    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    try:
+        trainer.compute_loss(None, dict.fromkeys(names, ones) | {"advantages": torch.ones(3)})
+    except ConfigError as error:
+        assert "3 completions do not divide by 2 data parallel ranks" in str(error)
+        trainer.save_model(str(folder))
 
 
 def make_trainer(name: str, settings: dict, directory: Path):

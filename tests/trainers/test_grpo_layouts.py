@@ -9,7 +9,17 @@ import torch
 from safetensors.torch import load_file
 
 from tests.end_to_end.conftest import records, run_command, torchrun
-from tests.trainers.grpo_worker import AGAIN, FAILURES, LAYOUTS, RESUMED, SAMPLES, SAVED, SAVED_STEP
+from tests.trainers.grpo_worker import (
+    AFTER_REFUSAL,
+    AGAIN,
+    FAILURES,
+    LAYOUTS,
+    REFUSED,
+    RESUMED,
+    SAMPLES,
+    SAVED,
+    SAVED_STEP,
+)
 
 LOCAL = ("time/", "sync/", "step_time")
 """Metrics that may differ."""
@@ -65,6 +75,15 @@ def test_samples_left_over_are_saved_as_they_were_loaded(output, name):
         cut = again[entry][tuple(map(slice, tensor.shape))]
         assert torch.equal(cut, tensor), entry
         assert again[entry].count_nonzero() == tensor.count_nonzero(), entry
+
+
+def test_a_loss_that_is_refused_leaves_the_trained_model(output):
+    saved, final = (
+        load_file(output / REFUSED / folder / "model.safetensors")
+        for folder in (AFTER_REFUSAL, "final")
+    )
+    assert saved.keys() == final.keys()
+    assert all(torch.equal(saved[name], final[name]) for name in final)
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -259,22 +259,27 @@ def test_an_error_that_can_be_mended_leaves_the_trained_model(model, tmp_path):
 
 def test_an_evaluation_that_a_callback_asks_for_is_amid_training(model, tmp_path, monkeypatch):
     """Others, who work for the trained model's ranks, rest after the whole of it."""
-    rests = []
-    monkeypatch.setattr(SFTSession, "rest", lambda session: rests.append(session.loop.done))
+    events = []
+    monkeypatch.setattr(SFTSession, "rest", lambda session: events.append("rest"))
 
     class Evaluates(Callback):
         def on_step_end(self, trainer, step, metrics):
             trainer.evaluate()
+            events.append(step)
+
+        def on_train_end(self, trainer, result):
+            trainer.evaluate()
+            events.append("end")
 
     args = sft_config(model, tmp_path / "run", save_strategy="no", eval_strategy="no")
     trainer = SFTTrainer(
         args=args, train_dataset=ROWS, eval_dataset=HELD_OUT, callbacks=[Evaluates()]
     )
     assert trainer.train().global_step == 2
-    assert [row["step"] for row in evaluations(tmp_path / "run")] == [1, 2]
-    assert rests == [2]
+    assert [row["step"] for row in evaluations(tmp_path / "run")] == [1, 2, 2]
+    assert events == [1, 2, "end", "rest"]
     trainer.evaluate()
-    assert rests == [2, 2]
+    assert events[4:] == ["rest"]
     trainer.close()
 
 
