@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from grpo_mcore.config.lora import ADAPTER_CONFIG
-from grpo_mcore.errors import FilesError
+from grpo_mcore.errors import ConfigError
 from grpo_mcore.models.hf_files import INDEX, SINGLE
 from grpo_mcore.training.policy import Policy
 from grpo_mcore.weights.adapters import export_adapters
@@ -23,12 +23,13 @@ def write_policy(policy: Policy, directory: Path, like: str, tokenizer=None) -> 
         tokenizer: a transformers tokenizer to write in place of that one.
 
     Raises:
-        FilesError: when it cannot be written, or would be taken for the base of adapters there.
+        FilesError: when it cannot be written.
+        ConfigError: when it would be taken for the base of adapters there.
     """
     role = policy.role
     is_new = role.once(lambda: not directory.exists())
     if not policy.lora and role.once(lambda: (directory / ADAPTER_CONFIG).exists()):
-        raise FilesError(
+        raise ConfigError(
             f"{directory}: holds adapters, which transformers would add to a model beside them; "
             "choose another directory"
         )

@@ -20,7 +20,7 @@ from transformers.trainer_utils import IntervalStrategy
 from grpo_mcore import DPOTrainer, SFTConfig, SFTTrainer
 from grpo_mcore.callbacks import Callback
 from grpo_mcore.config import ConfigError
-from grpo_mcore.errors import FilesError
+from grpo_mcore.errors import ConfigError
 from grpo_mcore.trainers.sft import SFTSession
 from tests.end_to_end.conftest import records, run_command, torchrun
 from tests.trainers.offline_reference import CHATS, HELD_OUT, PAIRS, ROWS, TEMPLATE
@@ -329,7 +329,7 @@ def test_no_model_is_saved_where_adapters_are(adapted, model, tmp_path):
     before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
     args = sft_config(model, tmp_path / "run")
     trainer = SFTTrainer(args=args, train_dataset=ROWS)
-    with pytest.raises(FilesError, match="adapters: holds adapters, which transformers would"):
+    with pytest.raises(ConfigError, match="adapters: holds adapters, which transformers would"):
         trainer.save_model(folder)
     assert {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()} == before
 
