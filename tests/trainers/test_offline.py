@@ -20,7 +20,6 @@ from transformers.trainer_utils import IntervalStrategy
 from grpo_mcore import DPOTrainer, SFTConfig, SFTTrainer
 from grpo_mcore.callbacks import Callback
 from grpo_mcore.config import ConfigError
-from grpo_mcore.errors import ConfigError
 from grpo_mcore.trainers.sft import SFTSession
 from tests.end_to_end.conftest import records, run_command, torchrun
 from tests.trainers.offline_reference import CHATS, HELD_OUT, PAIRS, ROWS, TEMPLATE
