@@ -488,6 +488,7 @@ def trainer_by_name(model: str) -> dict:
     return run(NEMO_API, ("nemo_rl.api", "grpo_mcore.api"), ("Qwen/Qwen2.5-1.5B", model))
 
 
+@pytest.mark.slow
 @pytest.mark.seed(64, 67, 68)
 def test_nemo_trainers_by_name_and_a_callback(model, folder, capsys):
     found = trainer_by_name(model)

@@ -1,4 +1,4 @@
-"""One training step at several layouts, in one launch of eight processes.
+"""One training step at all layouts of up to so many processes, in one launch.
 
     torchrun --nproc-per-node 8 layouts_worker.py OUTPUT OVERRIDES...
 
@@ -16,6 +16,7 @@ import torch
 
 from grpo_mcore.config import LayoutConfig
 from grpo_mcore.config.compose import compose_config
+from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import join
 from grpo_mcore.rollout.requests import Request
 from grpo_mcore.trainers.loop import ANEW
@@ -37,6 +38,7 @@ CASES = {
     "2x2x1": ("2x2x1", 1, False),
     "2x2x2": ("2x2x2", 1, False),
     "2x2x2 sequence parallel": ("2x2x2", 1, True),
+    "2x1x2 sequence parallel": ("2x1x2", 1, True),
     "1x1x2 two engines": ("1x1x2", 2, False),
 }
 """Name -> teacher's layout, its engines, sequence parallelism."""
@@ -52,15 +54,15 @@ def text_reward(prompts, completions, **_) -> list[float]:
 
 def main() -> None:
     output, overrides = Path(sys.argv[1]), sys.argv[2:]
-    rank = int(os.environ["RANK"])
+    rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     # Below the ports that the system gives to connections, of which there are many here.
     port = 10000 + int(os.environ["MASTER_PORT"]) % 20000
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # each small world has its own store
     shared = {}
     for number, (name, (layout, engines, sequence_parallel)) in enumerate(CASES.items(), 1):
-        size = 1
-        for dimension in layout.split("x"):
-            size *= int(dimension)
+        size = size_of(name)
+        if size > processes:
+            continue
         if rank < size:
             os.environ |= {"WORLD_SIZE": str(size), "MASTER_PORT": str(port + number)}
             config = compose_config(
@@ -81,6 +83,11 @@ def main() -> None:
         wait_for(output / f"{name}.pt")
     for pool in shared.values():
         pool.close()
+
+
+def size_of(name: str) -> int:
+    """Processes that the case needs."""
+    return Layout.parse("layout", CASES[name][0]).size
 
 
 def run_case(name: str, config, shared: dict, output: Path) -> None:

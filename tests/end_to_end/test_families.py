@@ -13,10 +13,10 @@ EXPERTS = ["layout.teacher=1x1x2", "layout.student=1x1x2", "teacher.expert_paral
 @pytest.mark.parametrize(
     "model, processes, overrides",
     [
-        ("mistral", 1, []),
         ("mixtral", 2, EXPERTS),
-        ("qwen3_moe_mixed", 1, []),
         ("qwen2", 1, ["adapters"]),
+        pytest.param("mistral", 1, [], marks=pytest.mark.slow),
+        pytest.param("qwen3_moe_mixed", 1, [], marks=pytest.mark.slow),
     ],
 )
 def test_engine_agrees_after_a_sync(job, tiny_models, tmp_path, model, processes, overrides):

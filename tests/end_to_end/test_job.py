@@ -201,7 +201,9 @@ REWARDS = {
 }
 
 
-@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize(
+    "reward", ["raises", *(pytest.param(r, marks=pytest.mark.slow) for r in [*REWARDS][1:])]
+)
 def test_a_bad_reward_function_stops_the_run_with_its_name_and_step(job, tmp_path, reward):
     """From a script, under torchrun: both ranks of the teacher and the student's end."""
     script = tmp_path / "script.py"
@@ -243,7 +245,7 @@ TeacherGRPOTrainer(compose_config(Path(configs), "demo", overrides)).train()
 """
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_both_trainers_run_one_after_the_other_in_one_script(job, tmp_path, processes):
     """Without `if __name__ == "__main__"`, under plain Python and under torchrun, to the end."""
     sft = tmp_path / "sft.jsonl"
