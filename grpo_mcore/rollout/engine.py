@@ -139,7 +139,8 @@ class Engine:
         if call.method != method:
             raise RuntimeError(f"engine {self.name} owes an answer to '{call.method}' first")
         self.wait(float("inf"))
-        self.calls.popleft()
+        with self.news:
+            self.calls.popleft()
         if call.answer is None:
             raise self._died(method) if self.is_dead else self._silent(method)
         kind, content = call.answer
