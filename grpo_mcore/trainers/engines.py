@@ -30,6 +30,7 @@ def start_engines(
         getattr(rollout, f"{role.name}_tensor_parallel"),
         rollout,
         Path(output_dir) / "logs",
+        is_frozen=role.name == "student",
     )
     if device.is_cuda():
         pool.wait_until_ready()
