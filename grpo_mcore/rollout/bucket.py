@@ -5,6 +5,7 @@ that one dies; on a GPU it is device memory whose CUDA IPC handle travels.
 """
 
 import os
+import urllib.request
 import weakref
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ import xxhash
 from torch import Tensor
 
 ALIGNMENT = 512
+FETCH_SECONDS = 600
+"""Longest silence of a trainer in the middle of a bucket that is fetched from it."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,24 @@ def shared_buffer(size: int) -> tuple[Tensor, str]:
 
 def open_buffer(path: str, size: int) -> Tensor:
     return torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
+
+
+def fetch_buffer(url: str, size: int) -> Tensor:
+    """The uint8 buffer of `size` bytes that the trainer offers at `url`.
+
+    Raises:
+        OSError: when the trainer cannot be reached, or sends less.
+    """
+    buffer = torch.empty(size, dtype=torch.uint8)
+    view = memoryview(buffer.numpy())
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(url, timeout=FETCH_SECONDS) as answer:
+        read = 0
+        while count := answer.readinto(view[read:]):
+            read += count
+    if read != size:
+        raise OSError(f"{url} ended after {read} of {size} bytes")
+    return buffer
 
 
 def _view(buffer: Tensor, slot: Slot) -> Tensor:

@@ -14,7 +14,7 @@ import traceback
 from multiprocessing.connection import Connection
 
 from grpo_mcore.rollout.bucket import Receipt
-from grpo_mcore.rollout.requests import Completion, Generated, Request
+from grpo_mcore.rollout.requests import Completion, Generated, Request, sampling_settings
 
 
 class Child:
@@ -27,26 +27,12 @@ class Child:
         self.stop_token_ids = stop_token_ids
 
     def generate(self, requests: list[Request]) -> Generated:
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import TokensPrompt
 
         started = time.time()
         outputs = self.llm.generate(
-            [TokensPrompt(prompt_token_ids=r.prompt) for r in requests],
-            [
-                SamplingParams(
-                    max_tokens=r.max_tokens,
-                    seed=r.seed,
-                    temperature=r.temperature,
-                    top_p=r.top_p,
-                    top_k=r.top_k,
-                    min_p=r.min_p,
-                    repetition_penalty=r.repetition_penalty,
-                    logprobs=0,  # of the sampled token only
-                    stop_token_ids=self.stop_token_ids,
-                    detokenize=False,
-                )
-                for r in requests
-            ],
+            [TokensPrompt(prompt_token_ids=request.prompt) for request in requests],
+            [_sampling_params(request, self.stop_token_ids) for request in requests],
             use_tqdm=False,
         )
         completions = [_completion(output.outputs[0]) for output in outputs]
@@ -69,6 +55,16 @@ class Child:
 
     def wake_up(self, tags: list[str]) -> None:
         self.llm.wake_up(tags)
+
+
+def _sampling_params(request: Request, stop_token_ids: list[int]):
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    settings = sampling_settings(request, stop_token_ids)
+    if settings["structured_outputs"]:
+        settings["structured_outputs"] = StructuredOutputsParams(**settings["structured_outputs"])
+    return SamplingParams(**settings)
 
 
 def _completion(output) -> Completion:

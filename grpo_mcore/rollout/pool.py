@@ -4,12 +4,16 @@ import os
 from collections import deque
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from grpo_mcore import device
 from grpo_mcore.config import RolloutConfig
 from grpo_mcore.errors import KnownError
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.rollout.engine import Engine
-from grpo_mcore.rollout.requests import Completion, Generated, Request
+from grpo_mcore.rollout.requests import Completion, Generated, Request, check_requests
+from grpo_mcore.rollout.server import ServerEngine
+from grpo_mcore.rollout.spread import spread
 
 WAKE_ORDER = ("weights", "kv_cache", "scheduling")
 """What wakes after sleep. Weights come first and are loaded before the key-value cache takes its
@@ -38,24 +42,41 @@ class RolloutPool:
         tensor_parallel: int,
         config: RolloutConfig,
         log_dir: Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ):
-        """Starts the engines without waiting for them; `wait_until_ready` does."""
+        """Starts the engines without waiting for them; `wait_until_ready` does.
+
+        Args:
+            tokenizer: for engines that are asked for what is said in text (`Request`).
+        """
         self.role, self.version, self.engines = role, -1, engines
         self.tensor_parallel, self.ready = tensor_parallel, False
+        self.max_model_len = max_model_len
+        self.remote = config.engine == "server"
+        """Whether the engines have devices of their own."""
         self.asleep: set[str] = set()
         self.pending: deque[Ticket] = deque()
         replica, place = divmod(role.rank, role.layout.size // engines)
-        self.engine: Engine | None = None
+        self.engine: Engine | ServerEngine | None = None
         self.replica = replica
         if place == 0 and replica < engines:
             name = f"{role.name}-{replica}"
+            if self.remote:
+                url = getattr(config, f"{role.name}_servers")[replica]
+                self.engine = ServerEngine(name, url, config)
+                self.engine.submit("start", stop_token_ids, max_model_len, dtype)
+                return
+            arguments = _llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config)
+            if tokenizer is not None:
+                directory = log_dir / f"{name}.tokenizer"
+                tokenizer.save_pretrained(directory)
+                arguments |= {"tokenizer": str(directory), "skip_tokenizer_init": False}
             self.engine = Engine(
                 name,
                 _environment(tensor_parallel),
                 log_dir / f"{name}.log",
                 config.deadline_seconds,
             )
-            arguments = _llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config)
             self.engine.submit("start", arguments, stop_token_ids)
 
     def wait_until_ready(self) -> None:
@@ -68,14 +89,18 @@ class RolloutPool:
         """Starts generating; the ticket's `result()` waits for it.
 
         Raises:
+            RequestError: for a request that cannot be answered.
             StaleEngine: before the first sync, or after one that was not proven.
         """
+        check_requests(self.role.name, requests, self.max_model_len)
         if self.version < 0:
             raise StaleEngine(f"{self.role.name}: the engines hold no proven weights")
         self.wake(*WAKE_ORDER)
+        shares = spread(requests, self.engines)
         if self.engine:
-            self.engine.submit("generate", requests[self.replica :: self.engines])
-        ticket = Ticket(self, len(requests))
+            mine = [requests[number] for number in shares[self.replica]]
+            self.engine.submit("generate", mine)
+        ticket = Ticket(self, shares)
         self.pending.append(ticket)
         return ticket
 
@@ -93,7 +118,7 @@ class RolloutPool:
     def sleep(self) -> None:
         """Frees the engines' device memory until they are needed; the weights wait in host memory.
         vLLM has this on GPUs only; on a CPU nothing happens."""
-        if device.is_cuda() and not self.asleep:
+        if device.is_cuda() and not self.remote and not self.asleep:
             if self.engine:
                 self.engine.call("sleep")
             self.asleep = set(WAKE_ORDER)
@@ -115,14 +140,16 @@ class RolloutPool:
         while ticket.generated is None:
             oldest = self.pending.popleft()
             share = self.engine.result("generate") if self.engine else None
-            shares = [s for s in self.role.all_gather(share) if s is not None]
+            answers = [s for s in self.role.all_gather(share) if s is not None]
+            by_number = {
+                number: completion
+                for numbers, answer in zip(oldest.shares, answers, strict=True)
+                for number, completion in zip(numbers, answer.completions, strict=True)
+            }
             oldest.generated = Generated(
-                [
-                    shares[i % self.engines].completions[i // self.engines]
-                    for i in range(oldest.size)
-                ],
-                min(s.started for s in shares),
-                max(s.finished for s in shares),
+                [by_number[number] for number in range(len(by_number))],
+                min(answer.started for answer in answers),
+                max(answer.finished for answer in answers),
             )
 
     def close(self) -> None:
@@ -131,10 +158,14 @@ class RolloutPool:
 
 
 class Ticket:
-    """A generation under way."""
+    """A generation under way.
 
-    def __init__(self, pool: RolloutPool, size: int):
-        self.pool, self.size = pool, size
+    Attributes:
+        shares: by replica, the numbers of its requests.
+    """
+
+    def __init__(self, pool: RolloutPool, shares: list[list[int]]):
+        self.pool, self.shares = pool, shares
         self.generated: Generated | None = None
 
     def result(self) -> Generated:
