@@ -360,8 +360,12 @@ def _check_texts(config: GroupConfig) -> None:
     """Checks the settings that say in text what is sampled."""
     for key in ("stop", "bad_words"):
         texts = getattr(config, key)
-        if texts is not None and (isinstance(texts, str) or not all(texts)):
+        if texts is None:
+            continue
+        if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
             raise ConfigError(f"{key}={texts!r}: must be a list of texts, none of them empty")
+        if key == "bad_words" and not all(text.strip() for text in texts):
+            raise ConfigError(f"{key}={texts!r}: vLLM leaves out what is nothing but spaces")
     wanted = config.structured_outputs
     if wanted is not None:
         _check_structure(wanted)
