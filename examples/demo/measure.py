@@ -41,7 +41,7 @@ def measure(config: TeacherGRPOConfig, trained: Path, unseen: Path) -> dict:
             cleanup.callback(pool.close)
         student = ready_student(roles["student"], pools["student"], config, job)
         pools["teacher"].wait_until_ready()
-        room = Classroom(student, pools["teacher"], job.tokenizers["teacher"], config)
+        room = Classroom(student, pools["teacher"].generate, job.tokenizers["teacher"], config)
         sets = {
             "held_out": job.eval,
             "unseen": load_questions(data, "unseen_wordings", str(unseen), "test"),

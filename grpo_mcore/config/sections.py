@@ -132,5 +132,19 @@ class RolloutConfig:
     """Requests an engine works on at once."""
     bucket_megabytes: int = 256
     """Weights move to the engines in buckets of at most this size (or one tensor)."""
+    quantization: str | None = None
+    """"fp8": engines hold the weights in FP8 and are given them in bfloat16; GPU."""
+    offload_policy: bool = False
+    """Move the trainer's model, gradients and optimizer off the device while engines generate; GPU.
+    """
+    max_engine_restarts: int = 3
+    """An engine that fails is started again, given the weights, and asked for what it has not
+    finished; after so many times without a completed generation the run saves and stops."""
     deadline_seconds: float = 1800.0
-    """Longest wait for an engine or for another rank before the run stops with the reason."""
+    """Longest wait for another rank, or silence of an engine, before that counts as a failure."""
+    start_seconds: float | None = None
+    """The engine's while it starts; None: deadline_seconds, which is the most that it can be."""
+    generate_seconds: float | None = None
+    """The engine's while it generates, which it speaks of every few seconds."""
+    sync_seconds: float | None = None
+    """The engine's while it is given weights, falls asleep or wakes."""

@@ -4,10 +4,12 @@ On a CPU the buffer is anonymous shared memory, which the system frees with its 
 that one dies; on a GPU it is device memory whose CUDA IPC handle travels.
 """
 
+import json
 import os
 import urllib.request
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import xxhash
@@ -35,6 +37,22 @@ class Receipt:
 
     checksums: dict[str, str]
     not_loaded: list[str]
+
+
+def to_json(value: Any) -> str:
+    """`value`, in which slots and receipts may lie, as text (tuples become lists)."""
+    return json.dumps(value, default=lambda part: {type(part).__name__: vars(part)})
+
+
+def from_json(text: str) -> Any:
+    """What `to_json` was given."""
+    kinds = {kind.__name__: kind for kind in (Slot, Receipt)}
+
+    def rebuild(part: dict) -> Any:
+        name = next(iter(part), None)
+        return kinds[name](**part[name]) if name in kinds else part
+
+    return json.loads(text, object_hook=rebuild)
 
 
 def pack(tensors: dict[str, Tensor], buffer: Tensor) -> list[Slot]:

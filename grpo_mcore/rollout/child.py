@@ -1,42 +1,57 @@
 """The engine's process: `python -m grpo_mcore.rollout.child FD PARENT` serves calls over
-socket FD for process PARENT.
+socket FD for as long as process PARENT, its guard, is there.
 
 vLLM would build its process groups over the caller's whole torch.distributed world; in a process of
 its own each engine has its own world and may have any tensor parallel size.
 """
 
-import ctypes
+import multiprocessing
 import os
 import signal
 import sys
 import time
 import traceback
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from threading import Thread
 
 from grpo_mcore.rollout.bucket import Receipt
-from grpo_mcore.rollout.requests import Completion, Generated, Request, sampling_settings
+from grpo_mcore.rollout.guard import end_with_parent
+from grpo_mcore.rollout.requests import Completion, Request, sampling_settings
+
+NEWS_SECONDS = 2.0
+"""The longest that a generation, while no request finishes, says nothing of its progress."""
 
 
 class Child:
     """Answers the calls of `grpo_mcore.rollout.engine.Engine`, one at a time."""
 
-    def __init__(self, llm_arguments: dict, stop_token_ids: list[int]):
+    def __init__(self, connection: Connection, llm_arguments: dict, stop_token_ids: list[int]):
         from vllm import LLM
 
+        self.connection, self.stop_token_ids = connection, stop_token_ids
         self.llm = LLM(**llm_arguments)
-        self.stop_token_ids = stop_token_ids
+        workers = multiprocessing.active_children()
+        if workers:
+            Thread(target=_end_with_any, args=(workers,), daemon=True).start()
 
-    def generate(self, requests: list[Request]) -> Generated:
+    def generate(self, requests: list[Request]) -> None:
+        """Tells of each completion as soon as it is there."""
         from vllm import TokensPrompt
 
-        started = time.time()
-        outputs = self.llm.generate(
-            [TokensPrompt(prompt_token_ids=request.prompt) for request in requests],
-            [_sampling_params(request, self.stop_token_ids) for request in requests],
+        ids = self.llm.enqueue(
+            [TokensPrompt(prompt_token_ids=r.prompt) for r in requests],
+            [_sampling_params(r, self.stop_token_ids) for r in requests],
             use_tqdm=False,
         )
-        completions = [_completion(output.outputs[0]) for output in outputs]
-        return Generated(completions, started, time.time())
+        # vLLM adds to a request's number what makes it unique, and answers with the number.
+        places = {name.partition("-")[0]: place for place, name in enumerate(ids)}
+        engine, of_finished, told = self.llm.llm_engine, 0, time.monotonic()
+        while engine.has_unfinished_requests():
+            done = {places[o.request_id]: _completion(o.outputs[0]) for o in engine.step()}
+            of_finished += sum(len(completion.tokens) for completion in done.values())
+            if done or time.monotonic() - told > NEWS_SECONDS:
+                told = time.monotonic()
+                self.connection.send(("progress", (done, of_finished + self._unfinished())))
 
     def begin_sync(self) -> None:
         self.llm.collective_rpc("begin_sync")
@@ -50,11 +65,16 @@ class Child:
         self.llm.reset_prefix_cache()
         return receipts
 
-    def sleep(self) -> None:
-        self.llm.sleep(level=1)
+    def sleep(self, level: int) -> None:
+        self.llm.sleep(level=level)
 
     def wake_up(self, tags: list[str]) -> None:
         self.llm.wake_up(tags)
+
+    def _unfinished(self) -> int:
+        """Tokens sampled of requests that go on."""
+        states = self.llm.llm_engine.output_processor.request_states.values()
+        return sum(state.detokenizer.num_output_tokens() for state in states)
 
 
 def _sampling_params(request: Request, stop_token_ids: list[int]):
@@ -73,11 +93,18 @@ def _completion(output) -> Completion:
     return Completion(tokens, log_probs, output.finish_reason == "stop")
 
 
+def _end_with_any(workers: list[multiprocessing.Process]) -> None:
+    """Ends this process when one of vLLM's workers dies. vLLM would first wait for the others,
+    which may be waiting for the dead one."""
+    died = wait([worker.sentinel for worker in workers])
+    names = ", ".join(worker.name for worker in workers if worker.sentinel in died)
+    print(f"{names} died; so does the engine", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def main() -> None:
     connection = Connection(int(sys.argv[1]))
-    # The parent may die without a word; this process must not outlive it.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != int(sys.argv[2]):
+    if not end_with_parent(int(sys.argv[2]), signal.SIGKILL):
         return
     child = None
     while True:
@@ -87,7 +114,7 @@ def main() -> None:
             return
         try:
             if method == "start":
-                child, answer = Child(*arguments), None
+                child, answer = Child(connection, *arguments), None
             else:
                 answer = getattr(child, method)(*arguments)
             connection.send(("ok", answer))

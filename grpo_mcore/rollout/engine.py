@@ -2,13 +2,17 @@
 
 import os
 import socket
+import struct
 import subprocess
 import sys
+import time
 from collections import deque
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Condition, Thread
 
-from grpo_mcore.errors import KnownError, PhaseTimeout
+from grpo_mcore.errors import KnownError
+from grpo_mcore.rollout.requests import Completion, Generated
 
 _TORCHRUN = (
     "RANK",
@@ -21,29 +25,165 @@ _TORCHRUN = (
     "TORCH",
 )
 """Prefixes of variables that would make vLLM think it is part of the trainer's job."""
+CLOSE_SECONDS = 60.0
+"""The longest wait for killed processes to be gone."""
 
 
 class EngineError(KnownError, RuntimeError):
-    """An engine failed or died; the text holds its own error and where its log is."""
+    """An engine failed, died or was silent for too long; the text holds its own error and where its
+    log is."""
 
 
-class Engine:
-    """A vLLM engine in a child process. Calls may be made ahead with `submit` and are answered in
-    order by `result`. One at a time is under way: a second one, sent while the child is sending its
-    answer to the first, could leave both waiting for the other to read."""
+class Call:
+    """A call of an engine: waiting for its turn, under way, or answered.
 
-    def __init__(self, name: str, environment: dict[str, str], log: Path, deadline_seconds: float):
-        """Starts the process; `environment` is set in it on top of this process's own."""
-        self.name, self.log, self.deadline = name, log, deadline_seconds
+    Attributes:
+        finished: of `generate`: completions by the place of their requests; it grows meanwhile.
+        tokens: of `generate`: sampled so far, of unfinished requests too.
+        begun, ended: seconds since the epoch; 0 before.
+    """
+
+    def __init__(self, method: str, arguments: tuple):
+        self.method, self.arguments = method, arguments
+        self.finished: dict[int, Completion] = {}
+        self.tokens = 0
+        self.begun = self.ended = 0.0
+        self.heard = 0.0
+        """When something was last heard of it, by the monotonic clock."""
+        self.answer: tuple | None = None
+        """("ok", what the method returned) or ("error", the engine's traceback)."""
+
+
+class EngineCalls:
+    """An engine's calls. They may be made ahead with `submit` and are answered in order by
+    `result`.
+
+    Attributes:
+        where: the engine's log or address, for errors.
+        deadlines: the longest silence (seconds) by phase: "start", "generate" and, of all other
+            methods, "sync".
+    """
+
+    def __init__(self, name: str, where: str, deadlines: dict[str, float]):
+        self.name, self.where, self.deadlines = name, where, deadlines
+        self.calls: deque[Call] = deque()
+        """Calls whose results were not taken; those with an answer come first."""
+        self.is_dead = False
+        self.news = Condition()
+        """Held for whatever changes in calls."""
+
+    def call(self, method: str, *arguments):
+        """Runs `method` in the engine and returns its answer."""
+        self.submit(method, *arguments)
+        return self.result(method)
+
+    def submit(self, method: str, *arguments) -> Call:
+        """Asks for `method` after all that was asked before. What fails, `result` raises."""
+        call = Call(method, arguments)
+        with self.news:
+            self.calls.append(call)
+            if self._under_way() is call:
+                self._send(call)
+        return call
+
+    def wait(self, seconds: float) -> bool:
+        """Waits, at most so long, for `result` to have something to return or raise. Returns
+        whether it has."""
+        until = time.monotonic() + seconds
+        with self.news:
+            while not (is_settled := self._is_settled()):
+                call, now = self.calls[0], time.monotonic()
+                if now >= until:
+                    break
+                silent_until = call.heard + self.deadlines[_phase(call.method)]
+                self.news.wait(min(until, silent_until) - now)
+        return is_settled
+
+    def result(self, method: str):
+        """The answer to the oldest call whose result was not taken; of `generate`, Generated.
+
+        Raises:
+            EngineError: when the call failed there, the engine died, or nothing was heard of the
+                call for longer than its phase's deadline.
+            RuntimeError: when the oldest call is to another method.
+        """
+        call = self.calls[0]
+        if call.method != method:
+            raise RuntimeError(f"engine {self.name} owes an answer to '{call.method}' first")
+        self.wait(float("inf"))
+        self.calls.popleft()
+        if call.answer is None:
+            raise self._died(method) if self.is_dead else self._silent(method)
+        kind, content = call.answer
+        if kind == "error":
+            raise EngineError(f"engine {self.name} failed in '{method}' ({self.where}):\n{content}")
+        if method == "generate":
+            completions = [call.finished[place] for place in range(len(call.finished))]
+            return Generated(completions, call.begun, call.ended)
+        return content
+
+    def _send(self, call: Call) -> None:
+        """Brings a call under way."""
+        raise NotImplementedError
+
+    def _answered(self, call: Call, answer: tuple) -> None:
+        """Takes in the answer of the call under way; `news` is held."""
+        call.answer, call.ended = answer, time.time()
+        following = self._under_way()
+        if following:
+            self._send(following)
+
+    def _died(self, method: str) -> EngineError:
+        """Why nothing will be heard of the engine any more."""
+        raise NotImplementedError
+
+    def _under_way(self) -> Call | None:
+        return next((call for call in self.calls if call.answer is None), None)
+
+    def _is_settled(self) -> bool:
+        call = self.calls[0]
+        silence = time.monotonic() - call.heard
+        return (
+            call.answer is not None
+            or self.is_dead
+            or silence >= self.deadlines[_phase(call.method)]
+        )
+
+    def _silent(self, method: str) -> EngineError:
+        phase = _phase(method)
+        return EngineError(
+            f"engine {self.name}: nothing heard of '{method}' for {self.deadlines[phase]:.0f} s "
+            f"(rollout.{phase}_seconds): {self.where}"
+        )
+
+
+class Engine(EngineCalls):
+    """A vLLM engine in processes of its own. A thread of this process sends each call when the one
+    before is answered, and takes in what the engine says, so the engine never waits for this
+    process."""
+
+    def __init__(
+        self, name: str, environment: dict[str, str], log: Path, deadlines: dict[str, float]
+    ):
+        """Starts the processes.
+
+        Args:
+            environment: set in them on top of this process's own.
+            deadlines: as of EngineCalls.
+        """
+        super().__init__(name, str(log), deadlines)
+        self.log = log
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(_TORCHRUN)}
         ours, theirs = socket.socketpair()
+        longest = struct.pack("ll", int(max(deadlines.values())) + 1, 0)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, longest)
         log.parent.mkdir(parents=True, exist_ok=True)
         with theirs, log.open("ab") as output:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
                     "-m",
-                    "grpo_mcore.rollout.child",
+                    "grpo_mcore.rollout.guard",
                     str(theirs.fileno()),
                     str(os.getpid()),
                 ],
@@ -52,65 +192,54 @@ class Engine:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                start_new_session=True,  # Ctrl-C is this process's to act on
             )
         self.connection = Connection(ours.detach())
-        self.calls: deque[tuple[str, tuple]] = deque()
-        """Calls not yet answered; the first is under way."""
-
-    def call(self, method: str, *arguments):
-        """Runs `method` in the child and returns its answer."""
-        self.submit(method, *arguments)
-        return self.result(method)
-
-    def submit(self, method: str, *arguments) -> None:
-        self.calls.append((method, arguments))
-        if len(self.calls) == 1:
-            self._send()
-
-    def result(self, method: str):
-        """The answer to the oldest call not yet answered.
-
-        Raises:
-            EngineError: when the call failed there or the process died.
-            PhaseTimeout: when no answer came within the deadline.
-            RuntimeError: when the oldest call is to another method.
-        """
-        if self.calls[0][0] != method:
-            raise RuntimeError(f"engine {self.name} owes an answer to '{self.calls[0][0]}' first")
-        try:
-            if not self.connection.poll(self.deadline):
-                raise PhaseTimeout(
-                    f"engine {self.name}: no answer to '{method}' in {self.deadline:.0f} s "
-                    f"(rollout.deadline_seconds); its log: {self.log}"
-                )
-            status, answer = self.connection.recv()
-        except (EOFError, OSError) as error:
-            raise self._died(method) from error
-        self.calls.popleft()
-        if self.calls:
-            self._send()
-        if status == "error":
-            raise EngineError(f"engine {self.name} failed in '{method}' ({self.log}):\n{answer}")
-        return answer
+        self.reader = Thread(target=self._read, name=f"reader of {name}", daemon=True)
+        self.reader.start()
 
     def close(self) -> None:
-        """Ends the process and everything it started."""
+        """Ends the engine's processes."""
+        self.process.terminate()
+        self.process.wait(CLOSE_SECONDS)
+        self.reader.join()
         self.connection.close()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
-    def _send(self) -> None:
+    def _read(self) -> None:
+        """Takes in what the engine says until it is gone."""
+        while True:
+            try:
+                kind, content = self.connection.recv()
+            except (EOFError, OSError):
+                break
+            with self.news:
+                call = self._under_way()
+                call.heard = time.monotonic()
+                if kind == "progress":
+                    finished, call.tokens = content
+                    call.finished |= finished
+                else:
+                    self._answered(call, (kind, content))
+                self.news.notify_all()
+        with self.news:
+            self.is_dead = True
+            self.news.notify_all()
+
+    def _send(self, call: Call) -> None:
+        call.begun, call.heard = time.time(), time.monotonic()
         try:
-            self.connection.send(self.calls[0])
-        except OSError as error:
-            raise self._died(self.calls[0][0]) from error
+            self.connection.send((call.method, call.arguments))
+        except OSError:  # it died, or reads no more
+            self.is_dead = True
 
     def _died(self, method: str) -> EngineError:
-        code = self.process.poll()
+        self.process.terminate()  # where it lives but has stopped listening
+        code = self.process.wait(CLOSE_SECONDS)
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
         return EngineError(
             f"engine {self.name} died in '{method}' (exit code {code}); {self.log} ends:\n{tail}"
         )
+
+
+def _phase(method: str) -> str:
+    return method if method in ("start", "generate") else "sync"

@@ -1,16 +1,20 @@
 """All engines of a role, used by its ranks together."""
 
 import os
+import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from grpo_mcore import device
 from grpo_mcore.config import RolloutConfig
 from grpo_mcore.errors import KnownError
 from grpo_mcore.parallel.groups import Role
-from grpo_mcore.rollout.engine import Engine
+from grpo_mcore.rollout.engine import Call, Engine, EngineCalls, EngineError
 from grpo_mcore.rollout.requests import Completion, Generated, Request, check_requests
 from grpo_mcore.rollout.server import ServerEngine
 from grpo_mcore.rollout.spread import spread
@@ -18,6 +22,10 @@ from grpo_mcore.rollout.spread import spread
 WAKE_ORDER = ("weights", "kv_cache", "scheduling")
 """What wakes after sleep. Weights come first and are loaded before the key-value cache takes its
 memory, so that old weights, new weights and cache never stand side by side."""
+WEIGHTS_WAIT, WEIGHTS_GO = 1, 2
+"""vLLM's levels of sleep: weights move to host memory, or are dropped."""
+PROGRESS_SECONDS = 30.0
+"""Whoever waits longer for a generation is told every so often how far it is."""
 
 
 class StaleEngine(KnownError, RuntimeError):
@@ -27,8 +35,16 @@ class StaleEngine(KnownError, RuntimeError):
 class RolloutPool:
     """The engines of `role`. Every method is called by all its ranks, with the same arguments.
 
-    `version` is the trainer version whose weights all engines were proven to hold; -1 before the
-    first sync.
+    Whatever fails in an engine (it dies, a call fails there, nothing is heard of it) is learned by
+    all ranks together and leads to its restart; what it has finished is kept. After
+    `max_engine_restarts` restarts of an engine without a completed generation, every method that
+    needs it raises EngineError on every rank.
+
+    Attributes:
+        versions: by replica, the trainer version whose weights its engine was proven to hold; -1:
+            none. The same on all ranks.
+        refill: brings engines that lack the current weights to them; collective. To be set by who
+            has the weights.
     """
 
     def __init__(
@@ -42,48 +58,74 @@ class RolloutPool:
         tensor_parallel: int,
         config: RolloutConfig,
         log_dir: Path,
+        is_frozen: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         """Starts the engines without waiting for them; `wait_until_ready` does.
 
         Args:
+            is_frozen: the weights will not change, so they wait in host memory while engines sleep.
             tokenizer: for engines that are asked for what is said in text (`Request`).
         """
-        self.role, self.version, self.engines = role, -1, engines
-        self.tensor_parallel, self.ready = tensor_parallel, False
-        self.max_model_len = max_model_len
+        self.role, self.engines, self.tensor_parallel = role, engines, tensor_parallel
+        self.config, self.log_dir = config, log_dir
+        self.sleep_level = WEIGHTS_WAIT if is_frozen else WEIGHTS_GO
+        self.max_model_len, self.tokenizer = max_model_len, tokenizer
         self.remote = config.engine == "server"
         """Whether the engines have devices of their own."""
-        self.asleep: set[str] = set()
+        self.start_arguments = (
+            (max_model_len, dtype)
+            if self.remote
+            else (_llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config),)
+        ) + (stop_token_ids,)
+        self.versions = [-1] * engines
+        self.refill: Callable[[], None] | None = None
+        self.restarts = [0] * engines
+        """By replica, since a generation was last completed."""
+        self.failure: EngineError | None = None
+        """Why engines are no longer restarted."""
+        self.asleep: list[set[str]] = [set() for _ in range(engines)]
+        """By replica."""
         self.pending: deque[Ticket] = deque()
-        replica, place = divmod(role.rank, role.layout.size // engines)
-        self.engine: Engine | ServerEngine | None = None
-        self.replica = replica
-        if place == 0 and replica < engines:
-            name = f"{role.name}-{replica}"
-            if self.remote:
-                url = getattr(config, f"{role.name}_servers")[replica]
-                self.engine = ServerEngine(name, url, config)
-                self.engine.submit("start", stop_token_ids, max_model_len, dtype)
-                return
-            arguments = _llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config)
-            if tokenizer is not None:
-                directory = log_dir / f"{name}.tokenizer"
-                tokenizer.save_pretrained(directory)
-                arguments |= {"tokenizer": str(directory), "skip_tokenizer_init": False}
-            self.engine = Engine(
-                name,
-                _environment(tensor_parallel),
-                log_dir / f"{name}.log",
-                config.deadline_seconds,
-            )
-            self.engine.submit("start", arguments, stop_token_ids)
+        self.replica, place = divmod(role.rank, role.layout.size // engines)
+        self.engine: EngineCalls | None = None
+        self.ready = False
+        if place == 0 and self.replica < engines:
+            self.engine = self._start()
+
+    @property
+    def version(self) -> int:
+        """The oldest version among the engines."""
+        return min(self.versions)
+
+    def behind(self, version: int) -> list[int]:
+        """Replicas that do not hold `version`."""
+        return [replica for replica, held in enumerate(self.versions) if held != version]
 
     def wait_until_ready(self) -> None:
         """Returns when the engines accept weights."""
-        if self.engine and not self.ready:
-            self.engine.result("start")
-            self.ready = True
+        self.restart(self._failures(self._finish_start))
+
+    def restart(self, failures: dict[int, str]) -> None:
+        """Starts the engines of these replicas anew and waits until they accept weights; they hold
+        none.
+
+        Args:
+            failures: why, by replica.
+
+        Raises:
+            EngineError: when one has been restarted too often.
+        """
+        while failures:
+            if self.engine and self.replica in failures:
+                self.engine.close()
+            for replica, error in failures.items():
+                self.versions[replica], self.asleep[replica] = -1, set()
+                self._count_restart(replica, error)
+            device.empty_cache()  # vLLM sizes its cache by the device memory it finds free
+            if self.engine and self.replica in failures:
+                self.engine, self.ready = self._start(), False
+            failures = self._failures(self._finish_start)
 
     def submit(self, requests: list[Request]) -> "Ticket":
         """Starts generating; the ticket's `result()` waits for it.
@@ -94,83 +136,246 @@ class RolloutPool:
         """
         check_requests(self.role.name, requests, self.max_model_len)
         if self.version < 0:
-            raise StaleEngine(f"{self.role.name}: the engines hold no proven weights")
+            raise self.failure or StaleEngine(self._no_weights())
         self.wake(*WAKE_ORDER)
-        shares = spread(requests, self.engines)
-        if self.engine:
-            mine = [requests[number] for number in shares[self.replica]]
-            self.engine.submit("generate", mine)
-        ticket = Ticket(self, shares)
+        ticket = Ticket(self, requests, spread(requests, self.engines))
         self.pending.append(ticket)
+        self._ask()
         return ticket
 
     def generate(self, requests: list[Request]) -> list[Completion]:
         """One completion a request, in order, on every rank."""
         return self.submit(requests).result().completions
 
-    def require(self, version: int) -> None:
-        """Raises StaleEngine unless the engines hold the weights of trainer `version`."""
-        if version != self.version:
-            raise StaleEngine(
-                f"{self.role.name}: engines hold version {self.version}, trainer is at {version}"
-            )
-
     def sleep(self) -> None:
-        """Frees the engines' device memory until they are needed; the weights wait in host memory.
-        vLLM has this on GPUs only; on a CPU nothing happens."""
-        if device.is_cuda() and not self.remote and not self.asleep:
-            if self.engine:
-                self.engine.call("sleep")
-            self.asleep = set(WAKE_ORDER)
-            self.role.all_gather(None)  # an engine's workers use other ranks' devices too
+        """Frees the engines' device memory until they are needed: weights that will be replaced go,
+        others wait in host memory. vLLM has this on GPUs only; on a CPU nothing happens."""
+        if not device.is_cuda() or self.remote:
+            return
+        while awake := [r for r, asleep in enumerate(self.asleep) if not asleep]:
+            failures = self._failures(lambda: self.engine.call("sleep", self.sleep_level), awake)
+            for replica in awake:
+                self.asleep[replica] = set(WAKE_ORDER)
+                if self.sleep_level == WEIGHTS_GO:
+                    self.versions[replica] = -1
+            self.restart(failures)
+            if failures and self.sleep_level == WEIGHTS_WAIT:
+                self._refill()
 
     def wake(self, *parts: str) -> None:
-        """Takes back the memory of `parts` that sleep."""
-        sleeping = [part for part in parts if part in self.asleep]
+        """Takes back the memory of `parts` that sleep. An engine that fails to wake is restarted,
+        and then lacks weights."""
+        sleeping = [replica for replica, asleep in enumerate(self.asleep) if asleep & {*parts}]
         if sleeping:
             device.empty_cache()
-            self.role.all_gather(None)
-            if self.engine:
-                self.engine.call("wake_up", sleeping)
-            self.asleep -= set(sleeping)
-            self.role.all_gather(None)
+            self.role.all_gather(None)  # an engine's workers use other ranks' devices too
+            failures = self._failures(lambda: self._wake_own(parts), sleeping)
+            for asleep in self.asleep:
+                asleep -= {*parts}
+            self.restart(failures)
 
     def collect_until(self, ticket: "Ticket") -> None:
         """Answers come in the order of their requests, so earlier tickets are filled on the way."""
         while ticket.generated is None:
-            oldest = self.pending.popleft()
-            share = self.engine.result("generate") if self.engine else None
-            answers = [s for s in self.role.all_gather(share) if s is not None]
-            by_number = {
-                number: completion
-                for numbers, answer in zip(oldest.shares, answers, strict=True)
-                for number, completion in zip(numbers, answer.completions, strict=True)
-            }
-            oldest.generated = Generated(
-                [by_number[number] for number in range(len(by_number))],
-                min(answer.started for answer in answers),
-                max(answer.finished for answer in answers),
-            )
+            self._collect(self.pending[0])
+            self.pending.popleft()
 
     def close(self) -> None:
         if self.engine:
             self.engine.close()
+
+    def _collect(self, ticket: "Ticket") -> None:
+        shares: dict[int, Generated] = {}
+        while len(shares) < self.engines:
+            self._ask()
+            leads = self.engine and self.replica not in shares
+            news = self.role.all_gather(self._news(ticket) if leads else None)
+            shares |= {n.replica: n.share for n in news if n and n.share}
+            at_work = [n for n in news if n and not n.share and not n.failure]
+            if at_work and self.role.rank == 0:
+                tqdm.write(str(min(at_work, key=lambda n: n.done / max(1, n.size))))
+            self.restart({n.replica: n.failure for n in news if n and n.failure})
+        self.restarts = [0] * self.engines
+        by_number = {
+            number: completion
+            for replica, share in shares.items()
+            for number, completion in zip(ticket.shares[replica], share.completions, strict=True)
+        }
+        ticket.generated = Generated(
+            [by_number[number] for number in range(len(by_number))],
+            min(share.started for share in shares.values()),
+            max(share.finished for share in shares.values()),
+        )
+
+    def _ask(self) -> None:
+        """Asks the engine for what it was not asked for yet, as one is not that has taken a dead
+        one's place; it is first given the weights."""
+        if self.version < 0:
+            self._refill()
+        if self.engine:
+            for ticket in self.pending:
+                ticket.ask(self.engine)
+
+    def _news(self, ticket: "Ticket") -> "News":
+        """Of the own engine's share of `ticket`, once it is there or enough time has passed."""
+        news = News(self.replica, self._name(self.replica), len(ticket.share))
+        if not self.engine.wait(PROGRESS_SECONDS):
+            news.done, news.speed = ticket.done, ticket.speed
+            return news
+        try:
+            news.share = ticket.take()
+        except EngineError as error:  # carried to all ranks, which restart it together
+            news.failure = str(error)
+        return news
+
+    def _failures(
+        self, action: Callable[[], object], replicas: list[int] | None = None
+    ) -> dict[int, str]:
+        """Runs `action` on those who lead `replicas` (None: all). Returns what failed of whose
+        engine, on all ranks."""
+        failure = None
+        if self.engine and (replicas is None or self.replica in replicas):
+            try:
+                action()
+            except EngineError as error:  # carried to all ranks, which restart it together
+                failure = self.replica, str(error)
+        return dict(found for found in self.role.all_gather(failure) if found)
+
+    def _count_restart(self, replica: int, error: str) -> None:
+        name, most = self._name(replica), self.config.max_engine_restarts
+        if self.failure is None and self.restarts[replica] == most:
+            self.failure = EngineError(
+                f"engine {name} failed again after {most} restarts in a row "
+                f"(rollout.max_engine_restarts={most}): {error}"
+            )
+        if self.failure:
+            raise self.failure
+        self.restarts[replica] += 1
+        if self.role.rank == 0:
+            number = self.restarts[replica]
+            reason = error.splitlines()[0]
+            tqdm.write(f"warning: restart {number} of {most} of {name}: {reason}")
+
+    def _refill(self) -> None:
+        if self.failure or self.refill is None:
+            raise self.failure or StaleEngine(self._no_weights())
+        self.refill()
+
+    def _no_weights(self) -> str:
+        return f"{self.role.name}: the engines hold no proven weights"
+
+    def _wake_own(self, parts: tuple[str, ...]) -> None:
+        asleep = self.asleep[self.replica]
+        self.engine.call("wake_up", [part for part in parts if part in asleep])
+
+    def _start(self) -> EngineCalls:
+        name, deadlines = self._name(self.replica), {}
+        for phase in ("start", "generate", "sync"):
+            deadline = getattr(self.config, f"{phase}_seconds")
+            deadlines[phase] = self.config.deadline_seconds if deadline is None else deadline
+        if self.remote:
+            url = getattr(self.config, f"{self.role.name}_servers")[self.replica]
+            engine = ServerEngine(name, url, self.config, deadlines)
+        else:
+            environment = _environment(self.tensor_parallel)
+            engine = Engine(name, environment, self.log_dir / f"{name}.log", deadlines)
+            if self.tokenizer:
+                self._give_tokenizer(self.log_dir / f"{name}.tokenizer")
+        engine.submit("start", *self.start_arguments)
+        return engine
+
+    def _give_tokenizer(self, directory: Path) -> None:
+        self.tokenizer.save_pretrained(directory)
+        self.start_arguments[0].update(tokenizer=str(directory), skip_tokenizer_init=False)
+
+    def _finish_start(self) -> None:
+        if not self.ready:
+            self.engine.result("start")
+            self.ready = True
+
+    def _name(self, replica: int) -> str:
+        return f"{self.role.name}-{replica}"
 
 
 class Ticket:
     """A generation under way.
 
     Attributes:
-        shares: by replica, the numbers of its requests.
+        shares: by replica, the numbers of the requests that its engine answers.
+        share: the requests that this rank's engine answers.
     """
 
-    def __init__(self, pool: RolloutPool, shares: list[list[int]]):
+    def __init__(self, pool: RolloutPool, requests: list[Request], shares: list[list[int]]):
         self.pool, self.shares = pool, shares
+        self.share = [requests[number] for number in shares[pool.replica]]
         self.generated: Generated | None = None
+        self.kept: dict[int, Completion] = {}
+        """By place in `share`: what engines finished before they failed."""
+        self.engine: EngineCalls | None = None
+        self.call: Call | None = None
+        """The newest, of `engine`."""
+        self.places: list[int] = []
+        """In `share`, of the requests of `call`."""
+        self.started = 0.0
 
     def result(self) -> Generated:
         self.pool.collect_until(self)
         return self.generated
+
+    def ask(self, engine: EngineCalls) -> None:
+        """Asks `engine`, unless that has been done, for what its predecessors have not finished."""
+        if engine is not self.engine:
+            self._keep()
+            self.places = [place for place in range(len(self.share)) if place not in self.kept]
+            self.engine = engine
+            self.call = engine.submit("generate", [self.share[place] for place in self.places])
+
+    def take(self) -> Generated:
+        """The share, once its engine has all of it."""
+        generated = self.engine.result("generate")
+        self._keep()
+        completions = [self.kept[place] for place in range(len(self.share))]
+        return Generated(completions, self.started, generated.finished)
+
+    @property
+    def done(self) -> int:
+        """Completions that are there."""
+        return len(self.share) - len(self.places) + len(self.call.finished)
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second of the call under way."""
+        return self.call.tokens / max(time.time() - self.call.begun, 1e-3)
+
+    def _keep(self) -> None:
+        if self.call:
+            self.kept |= {self.places[n]: c for n, c in self.call.finished.items()}
+            self.started = self.started or self.call.begun
+
+
+@dataclass
+class News:
+    """What the leader of a replica tells of its share of a generation.
+
+    Attributes:
+        name: the engine's.
+        size, done: completions, asked for and there.
+        speed: tokens per second.
+        share: all of it.
+        failure: why there will be no more of this engine.
+    """
+
+    replica: int
+    name: str
+    size: int
+    done: int = 0
+    speed: float = 0.0
+    share: Generated | None = None
+    failure: str | None = None
+
+    def __str__(self) -> str:
+        done = f"{self.done} of {self.size} completions"
+        return f"{self.name}: {done}, {self.speed:,.0f} tokens/s"
 
 
 def _llm_arguments(
@@ -191,6 +396,8 @@ def _llm_arguments(
         "worker_extension_cls": "grpo_mcore.rollout.receiver.WeightReceiver",
         "disable_log_stats": True,
     }
+    if config.quantization:
+        arguments["quantization"] = config.quantization
     if device.is_cuda():
         return arguments | {
             "gpu_memory_utilization": config.gpu_memory_utilization,

@@ -1,8 +1,5 @@
 """The end of the weight sync inside each vLLM worker (vLLM's `worker_extension_cls`)."""
 
-import json
-from dataclasses import asdict
-
 import torch
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
@@ -11,7 +8,9 @@ from grpo_mcore.rollout.bucket import (
     Slot,
     checksum,
     fetch_buffer,
+    from_json,
     open_buffer,
+    to_json,
     unpack,
 )
 
@@ -19,18 +18,10 @@ from grpo_mcore.rollout.bucket import (
 class WeightReceiver:
     """Methods vLLM adds to its worker; called on every worker through `collective_rpc`."""
 
-    def call_by_http(self, method: str, arguments: str) -> dict:
+    def call_by_http(self, method: str, arguments: str) -> str:
         """Runs `method` for a trainer that reaches this worker through vLLM's `/collective_rpc`,
-        which carries text only.
-
-        Args:
-            arguments: JSON; its objects are slots.
-
-        Returns:
-            The answer under "answer", as plain data.
-        """
-        answer = getattr(self, method)(*json.loads(arguments, object_hook=lambda d: Slot(**d)))
-        return {"answer": asdict(answer) if isinstance(answer, Receipt) else answer}
+        which carries text only: arguments and answer are JSON (`to_json`)."""
+        return to_json(getattr(self, method)(*from_json(arguments)))
 
     def describe(self) -> dict:
         """What a trainer has to know of the server this worker belongs to."""

@@ -11,13 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Thread
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -26,9 +24,9 @@ import torch
 from torch import Tensor
 
 from grpo_mcore.config import RolloutConfig
-from grpo_mcore.rollout.bucket import Receipt
-from grpo_mcore.rollout.engine import EngineError
-from grpo_mcore.rollout.requests import Completion, Generated, Request, sampling_settings
+from grpo_mcore.rollout.bucket import Receipt, from_json, to_json
+from grpo_mcore.rollout.engine import Call, EngineCalls, EngineError
+from grpo_mcore.rollout.requests import Completion, Request, sampling_settings
 
 COMMAND = "examples/serve_engine.sh"
 API_KEY = "VLLM_API_KEY"
@@ -38,88 +36,56 @@ ANSWER_SECONDS = 60.0
 """Longest wait for an answer that takes no work."""
 
 
-class ServerEngine:
-    """A vLLM server. Calls may be made ahead with `submit` and are answered in order by `result`;
-    the requests of one generation are under way together.
+class ServerEngine(EngineCalls):
+    """A vLLM server. The requests of one generation are under way together; a silence is the time
+    in which none of them is finished.
 
     The server is not ours: closing leaves it running, and one that died is only waited for. Each
     completion says by which weights it was sampled; others than those of the last sync, as of a
     server that was started anew since, are an error.
     """
 
-    def __init__(self, name: str, url: str, config: RolloutConfig):
-        self.name, self.url, self.config = name, url, config
-        self.deadline = config.deadline_seconds
-        self.calls: deque[tuple[str, Future]] = deque()
-        """Calls not yet answered, oldest first."""
-        self.finished: dict[int, Completion] = {}
-        """What the latest generation has finished, by the numbers of its requests."""
+    def __init__(self, name: str, url: str, config: RolloutConfig, deadlines: dict[str, float]):
+        super().__init__(name, url, deadlines)
+        self.url, self.config = url, config
         self.weights = "none"
         """The name the server knows its weights by."""
         self.stop_token_ids: list[int] = []
         self.offer: BucketOffer | None = None
         self.trainer_group = None
-        self.todo: SimpleQueue = SimpleQueue()
-        self.waiting: SimpleQueue = SimpleQueue()
-        """Numbered requests that the server was not sent yet."""
-        Thread(target=self._work, name=f"engine {name}", daemon=True).start()
-
-    def call(self, method: str, *arguments):
-        """Runs `method` on the server and returns its answer."""
-        self.submit(method, *arguments)
-        return self.result(method)
-
-    def submit(self, method: str, *arguments) -> None:
-        future: Future = Future()
-        self.calls.append((method, future))
-        self.todo.put((method, arguments, future))
-
-    def result(self, method: str):
-        """The answer to the oldest call not yet answered.
-
-        Raises:
-            EngineError: when the call failed, the server is gone, or no answer came within the
-                deadline.
-            RuntimeError: when the oldest call is to another method.
-        """
-        if self.calls[0][0] != method:
-            raise RuntimeError(f"engine {self.name} owes an answer to '{self.calls[0][0]}' first")
-        _, future = self.calls.popleft()
-        try:
-            return future.result(self.deadline)
-        except FutureTimeout as error:
-            raise self._error(
-                f"no answer to '{method}' in {self.deadline:.0f} s (rollout.deadline_seconds)"
-            ) from error
+        self.is_closed = False
 
     def close(self) -> None:
         """Leaves the server, which goes on running."""
-        self.todo.put(None)
-        self._give_up()
+        self.is_closed = True
         if self.offer:
             self.offer.close()
 
-    def _work(self) -> None:
-        while call := self.todo.get():
-            method, arguments, future = call
-            run = getattr(self, f"_{method}", None)
-            try:
-                answer = run(*arguments) if run else self._on_workers(method, *arguments)
-                future.set_result(answer)
-            except Exception as error:  # raised by `result`
-                future.set_exception(error)
+    def _send(self, call: Call) -> None:
+        call.begun, call.heard = time.time(), time.monotonic()
+        Thread(target=self._run, args=(call,), name=f"engine {self.name}", daemon=True).start()
 
-    def _start(self, stop_token_ids: list[int], max_model_len: int, dtype: str) -> None:
+    def _run(self, call: Call) -> None:
+        run = getattr(self, f"_{call.method}", partial(self._on_workers, call.method))
+        try:
+            answer = "ok", run(*call.arguments)
+        except Exception as error:  # raised by `result`
+            answer = "error", str(error) or repr(error)
+        with self.news:
+            self._answered(call, answer)
+            self.news.notify_all()
+
+    def _start(self, max_model_len: int, dtype: str, stop_token_ids: list[int]) -> None:
         """Waits until the server is up, which may have to start again first."""
         self.stop_token_ids = stop_token_ids
-        give_up = time.monotonic() + self.deadline
+        give_up = time.monotonic() + self.deadlines["start"]
         while (reason := silence(self.url)) and time.monotonic() < give_up:
             time.sleep(POLL_SECONDS)
         if reason:
-            raise self._error(reason)
+            raise EngineError(reason)
         found = describe(self.url)
         if reason := misfit(found, max_model_len, dtype):
-            raise self._error(reason)
+            raise EngineError(reason)
         self._ask("/abort_requests", {})  # what an earlier trainer may have left under way
         address = _own_address(self.url)
         if self.config.server_transport == "nccl":
@@ -127,41 +93,33 @@ class ServerEngine:
         else:
             self.offer = BucketOffer(address)
 
-    def _generate(self, requests: list[Request]) -> Generated:
-        started = time.time()
-        self.finished = {}
-        outcomes: SimpleQueue = SimpleQueue()
-        for numbered in enumerate(requests):
-            self.waiting.put(numbered)
+    def _generate(self, requests: list[Request]) -> None:
+        call = self._under_way()
+        waiting, outcomes = deque(enumerate(requests)), SimpleQueue()
 
         def serve() -> None:
-            while True:
+            while not self.is_closed:
                 try:
-                    number, request = self.waiting.get_nowait()
-                except Empty:
+                    number, request = waiting.popleft()
+                except IndexError:  # another thread has taken the last
                     return
                 try:
                     outcomes.put((number, self._complete(request)))
                 except Exception as error:  # raised below
                     outcomes.put((number, error))
+            outcomes.put((None, EngineError("is no longer used")))
 
         for _ in range(min(self.config.max_num_seqs, len(requests))):
             Thread(target=serve, name=f"engine {self.name}", daemon=True).start()
-        while len(self.finished) < len(requests):
+        for _ in requests:
             number, outcome = outcomes.get()
             if isinstance(outcome, Exception):
-                self._give_up()
+                waiting.clear()
                 raise outcome
-            self.finished[number] = outcome
-        completions = [self.finished[number] for number in range(len(requests))]
-        return Generated(completions, started, time.time())
-
-    def _give_up(self) -> None:
-        while True:
-            try:
-                self.waiting.get_nowait()
-            except Empty:
-                return
+            with self.news:
+                call.heard = time.monotonic()
+                call.finished[number] = outcome
+                call.tokens += len(outcome.tokens)
 
     def _complete(self, request: Request) -> Completion:
         body = {
@@ -171,7 +129,7 @@ class ServerEngine:
         choice = self._ask("/inference/v1/generate", body)["choices"][0]
         held = {span["version"] for span in choice["weight_versions"]}
         if held != {self.weights}:
-            raise self._error(f"its weights are {held}, it was given {self.weights}")
+            raise EngineError(f"its weights are {held}, it was given {self.weights}")
         tokens = choice["token_ids"]
         log_probs = [token["logprob"] for token in choice["logprobs"]["content"]]
         return Completion(tokens, log_probs, choice["finish_reason"] == "stop")
@@ -194,19 +152,24 @@ class ServerEngine:
             torch.cuda.synchronize()
 
     def _end_sync(self) -> list[Receipt]:
-        receipts = [Receipt(**answer) for answer in self._on_workers("end_sync")]
+        receipts = self._on_workers("end_sync")
         # What the old weights computed must not serve the new ones.
         if not self._ask("/reset_prefix_cache", {})["success"]:
-            raise self._error("its prefix cache cannot be reset while it answers others")
+            raise EngineError("its prefix cache cannot be reset while it answers others")
         self.weights = f"{self.name}/{secrets.token_hex(8)}"
         self._ask("/update_weight_version", {"new_version": self.weights})
         return receipts
 
+    @property
+    def _patience(self) -> float:
+        """The longest wait for the server, by which time the call has failed in any case."""
+        return max(self.deadlines.values())
+
     def _on_workers(self, method: str, *arguments) -> list:
-        return ask_workers(self.url, self.deadline, method, *arguments)
+        return ask_workers(self.url, self._patience, method, *arguments)
 
     def _ask(self, path: str, body: Any) -> Any:
-        return ask(self.url, path, body, self.deadline)
+        return ask(self.url, path, body, self._patience)
 
     def _join(self, address: str, workers: int) -> None:
         """Makes the NCCL group of this process (rank 0) and the server's workers."""
@@ -219,9 +182,6 @@ class ServerEngine:
         device = torch.cuda.current_device()
         self.trainer_group = stateless_init_process_group(address, port, 0, workers + 1, device)
         asked.result()
-
-    def _error(self, reason: str) -> EngineError:
-        return EngineError(f"engine {self.name}, the server {self.url}: {reason}")
 
 
 class BucketOffer:
@@ -323,10 +283,8 @@ def ask_workers(url: str, seconds: float, method: str, *arguments) -> list:
     Raises:
         EngineError: as `ask`.
     """
-    text = json.dumps(arguments, default=asdict)
-    body = {"method": "call_by_http", "args": [method, text]}
-    answers = ask(url, "/collective_rpc", body, seconds)["results"]
-    return [answer["answer"] for answer in answers]
+    body = {"method": "call_by_http", "args": [method, to_json(arguments)]}
+    return [from_json(text) for text in ask(url, "/collective_rpc", body, seconds)["results"]]
 
 
 def ask(url: str, path: str, body: Any, seconds: float) -> Any:

@@ -3,14 +3,13 @@
 Every method is called by all ranks of the teacher, with the same arguments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.data.questions import Question
 from grpo_mcore.data.text import extract_teaching, fill
 from grpo_mcore.data.tokenizer import Tokenizer
-from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Completion, Request, request_seed
 from grpo_mcore.teaching.lesson import Attempt, Lesson, collect_attempts, summarise
 from grpo_mcore.teaching.student import Asker, Finished, Pending, StudentWork
@@ -48,9 +47,18 @@ class Classroom:
     """`key` arguments seed the sampling: the same key gives the same text."""
 
     def __init__(
-        self, student: Asker, pool: RolloutPool, tokenizer: Tokenizer, config: TeacherGRPOConfig
+        self,
+        student: Asker,
+        teacher: Callable[[list[Request]], list[Completion]],
+        tokenizer: Tokenizer,
+        config: TeacherGRPOConfig,
     ):
-        self.student, self.pool, self.tokenizer, self.config = student, pool, tokenizer, config
+        """
+        Args:
+            teacher: gives one completion a request, in order.
+        """
+        self.student, self.teacher = student, teacher
+        self.tokenizer, self.config = tokenizer, config
 
     def ask_attempts(self, questions: list[Question], key: str) -> PendingAttempts:
         """Asks the student for unaided answers and an approach for each question, and does not
@@ -74,7 +82,7 @@ class Classroom:
         config = self.config
         prompts = [self.adaptive_prompt(a) for a in attempts for _ in range(copies)]
         greedy = temperature == 0
-        completions = self.pool.generate(
+        completions = self.teacher(
             [
                 Request(
                     prompt,
@@ -92,7 +100,6 @@ class Classroom:
                 for i, prompt in enumerate(prompts)
             ]
         )
-        self.pool.sleep()  # the student's engines or the trainer may need its device memory
         return [Guidance(*pair) for pair in zip(prompts, completions, strict=True)]
 
     def adaptive_prompt(self, attempt: Attempt) -> list[int]:

@@ -16,6 +16,7 @@ from grpo_mcore.data.text import fill
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import Mailbox
+from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Request, request_seed
 
@@ -165,13 +166,17 @@ class RemoteStudent:
             self.mailbox.post(f"question {number}", [method, arguments])
 
         def finish() -> StudentWork:
-            return StudentWork(**self.role.once(lambda: self.mailbox.take(f"answer {number}")))
+            answer = self.role.once(lambda: self.mailbox.take(f"answer {number}"))
+            if "failure" in answer:
+                raise EngineError(answer["failure"])
+            return StudentWork(**answer)
 
         return _Once(finish)
 
 
 def serve(student: Student, role: Role, mailbox: Mailbox, number: int = 0) -> int:
     """Answers the teacher's questions in order until it says stop. Runs on the student's ranks.
+    Why its engines cannot answer is told to the teacher too, which saves before it stops.
 
     Args:
         number: of the first question to come.
@@ -184,19 +189,29 @@ def serve(student: Student, role: Role, mailbox: Mailbox, number: int = 0) -> in
         method, arguments = role.once(lambda name=question: mailbox.take(name))
         if method == "stop":
             return number + 1
-        work = getattr(student, method)(**arguments).result()
+        try:
+            answer = asdict(getattr(student, method)(**arguments).result())
+        except EngineError as error:  # the same on all ranks
+            answer = {"failure": str(error)}
         if role.rank == 0:
-            mailbox.post(f"answer {number}", asdict(work))
+            mailbox.post(f"answer {number}", answer)
         number += 1
 
 
 class _Once:
-    """A result computed when first asked for."""
+    """A result, or the engines' failure, found when first asked for."""
 
     def __init__(self, finish: Callable[[], StudentWork]):
         self.finish, self.work = finish, None
+        self.failure: EngineError | None = None
 
     def result(self) -> StudentWork:
+        if self.failure:
+            raise self.failure
         if self.work is None:
-            self.work = self.finish()
+            try:
+                self.work = self.finish()
+            except EngineError as error:
+                self.failure = error
+                raise
         return self.work

@@ -42,7 +42,8 @@ def start_engines(
         getattr(rollout, f"{role.name}_tensor_parallel"),
         rollout,
         Path(output_dir) / "logs",
-        tokenizer.inner if with_tokenizer else None,
+        is_frozen=role.name == "student",
+        tokenizer=tokenizer.inner if with_tokenizer else None,
     )
     if device.is_cuda():
         pool.wait_until_ready()

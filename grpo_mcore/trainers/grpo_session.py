@@ -3,7 +3,8 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -16,6 +17,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import EvalPrediction
 
+from grpo_mcore.checkpoint.random_state import random_state, restore_random_state
 from grpo_mcore.config import ConfigError
 from grpo_mcore.data.chat import Text, is_conversation
 from grpo_mcore.data.order import Order
@@ -33,8 +35,9 @@ from grpo_mcore.rewards import (
     score,
 )
 from grpo_mcore.rewards.specs import GROUND_TRUTHS
+from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
-from grpo_mcore.rollout.requests import Request, request_seed
+from grpo_mcore.rollout.requests import Completion, Request, request_seed
 from grpo_mcore.rollout.samples import Rollouts, Sample
 from grpo_mcore.trainers.base import Session, of_dataset
 from grpo_mcore.trainers.batches import generation_cycle, prompts_per_generation
@@ -115,6 +118,7 @@ class GRPOSession(Session):
         self.sync = WeightSync(
             self.sampled_model(), self.shape, self.role, pool, config.rollout.bucket_megabytes
         )
+        pool.refill = self._refill
         self.sync.push(self.policy.version)
         self.loop.say(self.job.describe())
 
@@ -131,6 +135,31 @@ class GRPOSession(Session):
         return bool(self.job.evals)
 
     def train_step(self, step: int) -> dict[str, float]:
+        """
+        Raises:
+            EngineError: when engines cannot be kept alive; what the step has changed is undone.
+        """
+        go_back = self.boundary()
+        try:
+            return self._train_step(step)
+        except EngineError:
+            go_back()
+            raise
+
+    def boundary(self) -> Callable[[], None]:
+        """What takes the session back to where it is now, before a step, from within that step's
+        sampling."""
+        cursor, num_tokens, held = self.cursor, self.num_tokens, dict(self.held)
+        state = random_state()
+
+        def go_back() -> None:
+            self.cursor, self.num_tokens, self.held = cursor, num_tokens, held
+            self.phases.take()
+            restore_random_state(state)
+
+        return go_back
+
+    def _train_step(self, step: int) -> dict[str, float]:
         self.step, phases, metrics = step + 1, self.phases, {}
         with phases("step"):
             parts = self.cycle.parts(step)
@@ -143,7 +172,7 @@ class GRPOSession(Session):
             self._move_reference(step + 1)
             if not self.held:  # what comes next is sampled by this policy
                 with phases("sync"):
-                    metrics |= self.sync_engines()
+                    metrics |= self._try_to_sync()
         self.training_span = (self.training_span[0], time.time())
         kl = metrics.get("kl")
         self.trainer.current_kl = None if kl is None else torch.tensor([kl])
@@ -218,7 +247,6 @@ class GRPOSession(Session):
 
     def roll_out_prompts(self, prompts: list[Prompt], key: str, copies: int) -> Rollouts:
         repeated = [prompt for prompt in prompts for _ in range(copies)]
-        self.pool.require(self.policy.version)
         if self.trainer.rollout_func:
             return self._of_users_function(prompts, copies)
         requests = [
@@ -227,8 +255,7 @@ class GRPOSession(Session):
         ]
         if self.job.tools or self.job.environment:
             return self._of_conversations(repeated, requests)
-        completions = self.pool.generate(requests)
-        self.pool.sleep()  # the trainer may need its device memory
+        completions = self.sample_policy(requests)
         samples = [Sample.of(r.prompt, c) for r, c in zip(requests, completions, strict=True)]
         return Rollouts(
             samples,
@@ -260,21 +287,21 @@ class GRPOSession(Session):
 
     def _of_conversations(self, prompts: list[Prompt], requests: list[Request]) -> Rollouts:
         answers = self.config.max_tool_calling_iterations
-        conversations = run_turns(
-            prompts,
-            requests,
-            self.tokenizer.inner,
-            generate=self.pool.generate,
-            once=self.role.once,
-            tools=self.job.tools,
-            environment=self.job.environment,
-            max_turns=None if answers is None else answers + 1,
-            max_completion_length=self.config.max_completion_length,
-            max_prompt_length=self.job.room,
-            max_sequence_length=self.job.max_model_len,
-            chat_template_kwargs=self.config.chat_template_kwargs,
-        )
-        self.pool.sleep()
+        with self.policys_engines():
+            conversations = run_turns(
+                prompts,
+                requests,
+                self.tokenizer.inner,
+                generate=self.pool.generate,
+                once=self.role.once,
+                tools=self.job.tools,
+                environment=self.job.environment,
+                max_turns=None if answers is None else answers + 1,
+                max_completion_length=self.config.max_completion_length,
+                max_prompt_length=self.job.room,
+                max_sequence_length=self.job.max_model_len,
+                chat_template_kwargs=self.config.chat_template_kwargs,
+            )
         columns = _columns(prompts)
         if self.job.environment and self.job.environment.gives_reward:
             columns[ENVIRONMENT_REWARD] = [c.reward for c in conversations]
@@ -373,6 +400,39 @@ class GRPOSession(Session):
             return {}
         sent = self.sync.push(self.policy.version)
         return {f"sync/{name}": float(value) for name, value in sent.items()}
+
+    def _try_to_sync(self) -> dict[str, float]:
+        """The step is made, whatever becomes of the engines: who next needs them finds out."""
+        try:
+            return self.sync_engines()
+        except EngineError as error:
+            self.loop.say(f"warning: {error}")
+            return {}
+
+    def sample_policy(self, requests: list[Request]) -> list[Completion]:
+        """One completion a request, in order."""
+        with self.policys_engines():
+            return self.pool.generate(requests)
+
+    @contextmanager
+    def policys_engines(self) -> Iterator[None]:
+        """Engines that hold the policy's weights, and sleep afterwards, as the trainer may need
+        their device memory. Meanwhile the policy is off the device, if that is asked for."""
+        self.sync_engines()
+        try:
+            if self.config.rollout.offload_policy:
+                self.policy.leave_device()
+            yield
+            self.pool.sleep()
+        finally:  # what is saved when engines fail has to be there
+            self.policy.return_to_device()
+
+    def _refill(self) -> None:
+        """Gives the policy's weights to engines that were restarted while others generate."""
+        self.policy.return_to_device()
+        self.sync.push(self.policy.version)
+        if self.config.rollout.offload_policy:
+            self.policy.leave_device()
 
     def shown_completions(self, count: int) -> int:
         """How many of `count` completions are recorded."""

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from grpo_mcore.parallel.groups import Role
 from grpo_mcore.report.names import with_aliases
 from grpo_mcore.report.progress import Progress, has_steps
 from grpo_mcore.report.result import TrainOutput
+from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.trainers.batches import is_greater_better
 from grpo_mcore.training.policy import Policy, Reference
 
@@ -121,6 +123,7 @@ class Loop:
         restored: what the trainer gave to be saved with the checkpoint the run begins with, and
             its tensors under "tensors".
         evaluated: the newest evaluation, under "eval_".
+        lacks_evaluation: whether the newest step was to be evaluated and was not.
     """
 
     def __init__(
@@ -153,6 +156,7 @@ class Loop:
         self.done: int = saved.get("step", 0)
         self.restored: dict = saved.get("trainer", {}) | {"tensors": saved.get("tensors", {})}
         self.metric_names = set(saved.get("metric_names", ()))
+        self.lacks_evaluation: bool = saved.get("lacks_evaluation", False)
         self.best, notes = role.once(lambda: self._ready_folder(saved.get("best")))
         self.evaluated: dict[str, float] = {}
         is_own = start.checkpoint == folder.checkpoint_at(self.checkpoints, self.done)
@@ -190,6 +194,10 @@ class Loop:
             state: called by all ranks; what to save with a checkpoint, as JSON.
             tensors: what else to save, the same on all ranks.
 
+        Raises:
+            EngineError: when engines cannot be kept alive. If checkpoints are wanted there is one
+                of the last step made; `train_step` has undone what it changed.
+
         Returns:
             Its metrics are the last step's, the last evaluation's under "eval_", and
             transformers' `train_runtime` and `train_loss`.
@@ -204,7 +212,9 @@ class Loop:
                 runner.log(self._take_means())
             measured = metrics
             if evaluates and (runner.should("evaluate") or is_last):
+                self.lacks_evaluation = True
                 self.evaluated = self.evaluate(evaluate)
+                self.lacks_evaluation = False
                 measured = metrics | self.evaluated
             self.metric_names |= metrics.keys() | self.evaluated.keys()
             self._check_metric(bool(self.evaluated))
@@ -212,8 +222,10 @@ class Loop:
             if saves and (runner.should("save") or is_last or ending):
                 self.save(measured, state(), tensors())
 
-        if evaluates and self.done == 0:
-            self.evaluated = self.evaluate(evaluate)
+        if evaluates and (self.done == 0 or self.lacks_evaluation):
+            with self._saving_where_engines_fail(state, tensors):
+                self.evaluated = self.evaluate(evaluate)
+            self.lacks_evaluation = False
         runner.train_begin()
         in_epoch = False
         while self.done < config.max_steps:
@@ -221,7 +233,8 @@ class Loop:
                 runner.epoch_begin()
                 in_epoch = True
             runner.step_begin()
-            metrics = train_step(self.done)
+            with self._saving_where_engines_fail(state, tensors):
+                metrics = train_step(self.done)
             self.writer.poll()
             self._tell_of_saves()
             self.done += 1
@@ -234,13 +247,15 @@ class Loop:
                 self.progress.step(self.done, with_aliases(metrics))
             runner.step_end(metrics, epoch)
             is_last = self.done == config.max_steps
-            act(metrics, is_last)
+            with self._saving_where_engines_fail(state, tensors):
+                act(metrics, is_last)
             stops = runner.should("training_stop")
             ends = is_last or stops or runner.should("epoch_stop")
             if ends or int(epoch) > int(self.epoch(self.done - 1)):
                 in_epoch = False
                 runner.epoch_end(math.ceil(epoch) - 1, metrics)
-                act(metrics, is_last=False)
+                with self._saving_where_engines_fail(state, tensors):
+                    act(metrics, is_last=False)
             if stops or runner.should("training_stop"):
                 break
         self.writer.finish()
@@ -253,6 +268,25 @@ class Loop:
         )
         runner.log(summary)
         return output
+
+    @contextmanager
+    def _saving_where_engines_fail(
+        self, state: Callable[[], dict], tensors: Callable[[], dict[str, Tensor]]
+    ) -> Iterator[None]:
+        """Where engines cannot be kept alive, saves the last step made; the error tells of that."""
+        try:
+            yield
+        except EngineError as error:
+            if self.done == 0:
+                outcome = "no step was made, so nothing was saved"
+            elif self.config.save_strategy == "no":
+                outcome = f"step {self.done} was not saved (save_strategy=no)"
+            else:
+                self.save({}, state(), tensors())
+                self.writer.finish()
+                self._tell_of_saves()
+                outcome = f"step {self.done} is saved; resume={AUTO} goes on from it"
+            raise EngineError(f"{error}\n{outcome}") from error
 
     def epoch(self, done: int) -> float:
         """Epochs that `done` steps make."""
@@ -313,6 +347,7 @@ class Loop:
         return {
             "best": self.best,
             "metric_names": sorted(self.metric_names),
+            "lacks_evaluation": self.lacks_evaluation,
             "trainer": trainer,
             "callbacks": self.runner.state_dict(),
         }

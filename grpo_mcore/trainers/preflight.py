@@ -354,6 +354,10 @@ def check_group(config: GroupConfig) -> None:
         _check_moving_reference(config)
     _check_texts(config)
     _check_rollout(config.rollout)
+    if config.rollout.offload_policy and not device.is_cuda():
+        raise ConfigError("rollout.offload_policy=True: there is no GPU to move the policy off")
+    if config.rollout.offload_policy and trained_model(config).fp8_param:
+        raise ConfigError("rollout.offload_policy=True: cannot move parameters held in FP8")
 
 
 def _check_texts(config: GroupConfig) -> None:
@@ -421,9 +425,24 @@ def _check_rollout(rollout: RolloutConfig) -> None:
         raise ConfigError("rollout.server_transport=nccl: needs GPUs; choose http")
     for key in ("bucket_megabytes", "max_num_seqs"):
         _at_least(f"rollout.{key}", getattr(rollout, key), 1)
+    _at_least("rollout.max_engine_restarts", rollout.max_engine_restarts, 0)
     for key in ("deadline_seconds", "kv_cache_gib", "gpu_memory_utilization"):
         if getattr(rollout, key) <= 0:
             raise ConfigError(f"rollout.{key}={getattr(rollout, key)}: must be above 0")
+    for key in ("start_seconds", "generate_seconds", "sync_seconds"):
+        value, most = getattr(rollout, key), rollout.deadline_seconds
+        if value is not None and not 0 < value <= most:
+            raise ConfigError(
+                f"rollout.{key}={value}: must be above 0 and at most "
+                f"rollout.deadline_seconds={most}, for which other ranks wait"
+            )
+    if rollout.quantization is not None:
+        check_choice("rollout.quantization", rollout.quantization, ("fp8",))
+        if not device.is_cuda():
+            raise ConfigError(
+                f"rollout.quantization={rollout.quantization}: vLLM computes in FP8 on GPUs only, "
+                "none is here; leave it null"
+            )
 
 
 def _check_numbers(config: TeacherGRPOConfig) -> None:

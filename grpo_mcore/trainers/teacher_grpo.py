@@ -7,13 +7,14 @@ adaptive prompt the guidance was sampled from, not on the bare question.
 
 import random
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import ModuleList
 
+from grpo_mcore.checkpoint.random_state import random_state, restore_random_state
 from grpo_mcore.config import (
     ConfigError,
     GroupConfig,
@@ -29,6 +30,7 @@ from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import World, world_size
 from grpo_mcore.rewards import AdaptiveTeachingReward, Scores
+from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.samples import Rollouts, Sample
 from grpo_mcore.teaching.classroom import Classroom, PendingAttempts
@@ -317,12 +319,23 @@ def start_role_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> Rollo
 
 
 def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job) -> Student:
-    """Loads the student's shards in its own layout and hands them to its engines, once."""
+    """Loads the student's shards in its own layout and hands them to its engines, once, and again
+    to those that have to be restarted."""
     shape = job.shapes["student"]
-    chunks = load_model(shape, config.student, role, config.seed)
-    pool.wait_until_ready()
-    WeightSync(chunks, shape, role, pool, config.rollout.bucket_megabytes).push(FROZEN)
-    release(chunks)
+
+    def fill() -> None:
+        chunks = load_model(shape, config.student, role, config.seed)
+        pool.wait_until_ready()
+        WeightSync(chunks, shape, role, pool, config.rollout.bucket_megabytes).push(FROZEN)
+        release(chunks)
+
+    def refill() -> None:
+        state = random_state()  # loading seeds the generators, which the teacher uses meanwhile
+        fill()
+        restore_random_state(state)
+
+    fill()
+    pool.refill = refill
     kind = LocalStudent if job.placement == "colocated" else Student
     student = kind(pool, job.tokenizers["student"], config)
     student.rest()
@@ -344,7 +357,7 @@ class TeacherSession(GRPOSession):
         self.recorded: dict[str, dict] = {}
         config, job = trainer.args, trainer.job
         self.student = local or RemoteStudent(world.roles["teacher"], world.mailbox)
-        self.classroom = Classroom(self.student, pool, job.tokenizer, config)
+        self.classroom = Classroom(self.student, self.sample_policy, job.tokenizer, config)
         super().__init__(trainer, world, pool, start)
 
     def sampled_model(self) -> ModuleList:
@@ -374,7 +387,6 @@ class TeacherSession(GRPOSession):
 
     def teach(self, attempts: list[Attempt], key: str, copies: int) -> Rollouts:
         phases = self.phases
-        self.pool.require(self.policy.version)
         with phases("guidance"):
             guidance = self.classroom.guide(attempts, key, copies, self.config.temperature)
         with phases("taught"):
@@ -457,13 +469,28 @@ class TeacherSession(GRPOSession):
     def state(self) -> dict:
         """Also what the student has been asked ahead; with it, a resumed run repeats this one even
         where the student's engines would say something else the second time."""
-        attempts = {key: pending.record() for key, pending in self.prefetched.items()}
+        attempts = {}
+        for key, pending in self.prefetched.items():
+            # A run that stops for want of a student leaves out what that has not answered; the
+            # resumed one asks again.
+            with suppress(EngineError):
+                attempts[key] = pending.record()
         return super().state() | {"student": student_settings(self.config), "attempts": attempts}
 
     def _restore(self, saved: dict) -> None:
         super()._restore(saved)
         if saved.get("student") == student_settings(self.config):
             self.recorded = saved["attempts"]
+
+    def boundary(self) -> Callable[[], None]:
+        go_back = super().boundary()
+        prefetched, recorded = dict(self.prefetched), dict(self.recorded)
+
+        def go_back_with_attempts() -> None:
+            go_back()
+            self.prefetched, self.recorded = prefetched, recorded
+
+        return go_back_with_attempts
 
     def rest(self) -> None:
         self.student.close()

@@ -1,6 +1,6 @@
 """The trained model: Megatron's DDP, optimizer and schedule around this rank's shard."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 import torch
@@ -19,6 +19,7 @@ from grpo_mcore.models.transformer_engine import gather_fields, read_weight, wri
 from grpo_mcore.objectives.metrics import combine, mean_of
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.training.batch import Batch
+from grpo_mcore.training.offload import offload
 from grpo_mcore.training.optimizer import build_optimizer
 from grpo_mcore.training.pipeline import compute_log_probs, run_pipeline
 from grpo_mcore.training.split import Split
@@ -71,6 +72,8 @@ class Policy:
             for chunk in self.chunks
         )
         self.optimizer, self.scheduler = build_optimizer(self.ddp, config, model, role, lr_lambda)
+        self.bring_back: Callable[[], None] | None = None
+        """Where the policy has left the device: what brings it back."""
         megatron = self.chunks[0].config
         megatron.finalize_model_grads_func = finalize_model_grads
         megatron.grad_scale_func = self.optimizer.scale_loss
@@ -114,6 +117,32 @@ class Policy:
         _, grad_norm, _ = self.optimizer.step()
         self.version += 1
         return {"grad_norm": float(grad_norm), "learning_rate": self.learning_rate}
+
+    def leave_device(self) -> None:
+        """Moves parameters and optimizer to host memory and frees gradients, whose values are lost,
+        so that engines can use the device's memory. The model cannot compute meanwhile."""
+        for ddp in self.ddp:
+            ddp.offload_grad_buffers()
+        self.bring_back = offload(
+            chain(self.chunks.parameters(), self.chunks.buffers(), self._states())
+        )
+        device.empty_cache()
+
+    def return_to_device(self) -> None:
+        """Undoes `leave_device`, if it was called."""
+        if self.bring_back:
+            self.bring_back()
+            self.bring_back = None
+            for ddp in self.ddp:
+                ddp.restore_grad_buffers()
+
+    def _states(self) -> Iterator[Tensor]:
+        """The optimizer's tensors."""
+        for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            for group in part.optimizer.param_groups:
+                yield from group["params"]
+            for state in part.optimizer.state.values():
+                yield from (value for value in state.values() if torch.is_tensor(value))
 
     @property
     def learning_rate(self) -> float:

@@ -10,6 +10,7 @@ from grpo_mcore.errors import KnownError
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.rollout.bucket import Receipt, checksum, pack, packed_bytes, shared_buffer
+from grpo_mcore.rollout.engine import Engine, EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.weights.gather import stream_tensors
 from grpo_mcore.weights.plan import make_plan
@@ -53,31 +54,43 @@ class WeightSync:
 
         Raises:
             SyncError: on every rank, when any engine received other bytes than were sent.
+            EngineError: on every rank, when an engine cannot be kept alive.
         """
-        engine = self.pool.engine
-        self.pool.version = -1  # until proven
+        pool, sent = self.pool, {}
+        while behind := pool.behind(version):
+            for replica in behind:
+                pool.versions[replica] = -1  # until proven
+            pool.wake("weights")
+            talk = Talk(pool.engine if pool.replica in behind else None)
+            sent = self._stream(talk)
+            outcomes = self.role.all_gather((pool.replica, talk.difference, talk.failure))
+            found = next((difference for _, difference, _ in outcomes if difference), None)
+            if found:
+                raise SyncError(f"weight sync to version {version}: {found}")
+            failures = {replica: failure for replica, _, failure in outcomes if failure}
+            for replica in behind:
+                if replica not in failures:
+                    pool.versions[replica] = version
+            pool.restart(failures)
+        return sent
+
+    def _stream(self, talk: "Talk") -> dict[str, int]:
         sent: dict[str, str] = {}
         count = total = 0
-        self.pool.wake("weights")
-        if engine:
-            engine.call("begin_sync")
+        talk.call("begin_sync")
         for tensors in stream_tensors(self.chunks, self.shape, self.plan, self.role):
             count += len(tensors)
             total += sum(t.nbytes for t in tensors.values())
             source, slots = self._offer(tensors)
-            if engine:
+            if talk.engine:
                 sent |= {name: checksum(tensor) for name, tensor in tensors.items()}
-                engine.call("receive_bucket", source, self.size, slots)
+            talk.call("receive_bucket", source, self.size, slots)
             if device.is_cuda():
                 # The buffers belong to ranks that do not lead; they wait until it was read.
                 self.role.all_gather(None)
-        difference = None
-        if engine:
-            difference = first_difference(sent, engine.call("end_sync"))
-        found = next((d for d in self.role.all_gather(difference) if d), None)
-        if found:
-            raise SyncError(f"weight sync to version {version}: {found}")
-        self.pool.version = version
+        receipts = talk.call("end_sync")
+        if receipts is not None:
+            talk.difference = first_difference(sent, receipts)
         return {"tensors": count, "bytes": total}
 
     def _offer(self, tensors: dict[str, Tensor]):
@@ -98,6 +111,25 @@ class WeightSync:
         if self.buffer is None:
             self.buffer, self.path = shared_buffer(self.size)
         return ("memory", self.path), pack(tensors, self.buffer)
+
+
+class Talk:
+    """What a leader says to its engine in a sync, and how that ended. One whose engine has failed,
+    like those who have none, says nothing more and goes on taking part in the collectives."""
+
+    def __init__(self, engine: Engine | None):
+        self.engine = engine
+        self.difference: str | None = None
+        self.failure: str | None = None
+
+    def call(self, method: str, *arguments):
+        if self.engine is None:
+            return None
+        try:
+            return self.engine.call(method, *arguments)
+        except EngineError as error:  # carried to all ranks when the stream has ended
+            self.engine, self.failure = None, str(error)
+            return None
 
 
 def first_difference(sent: dict[str, str], receipts: list[Receipt]) -> str | None:

@@ -112,7 +112,7 @@ def run_case(name: str, config, shared: dict, output: Path) -> None:
 def pool_for(role, config, job, shared: dict):
     """The role's engines: those of earlier layouts, where rank 0 has one already."""
     if job.engines[role.name] == 1 and role.rank == 0 and role.name in shared:
-        shared[role.name].role = role
+        shared[role.name].role, shared[role.name].versions = role, [-1]
         return shared[role.name]
     pool = start_role_engines(role, config, job)
     if job.engines[role.name] == 1 and role.rank == 0:

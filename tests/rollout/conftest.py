@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +39,17 @@ def rig(request, tiny_models, tmp_path_factory) -> Iterator[Rig]:
         with open_rig(path, logs) as opened:
             yield opened
     else:
-        with serve_model(path, logs / "server.log") as url, open_rig(path, logs, url) as opened:
+        with (
+            serve_model(path, logs / "server.log", free_port()) as url,
+            open_rig(path, logs, url) as opened,
+        ):
             yield opened
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @contextmanager
@@ -65,7 +74,7 @@ def open_rig(path: Path, logs: Path, url: str | None = None) -> Iterator[Rig]:
         role = world.roles["policy"]
         pool = RolloutPool(
             role, str(path), "float32", MAX_MODEL_LEN, tokenizer.stop_token_ids(), 1, 1, rollout,
-            logs, tokenizer.inner,
+            logs, tokenizer=tokenizer.inner,
         )  # fmt: skip
         try:
             chunks = load_model(shape, ModelConfig(str(path)), role, 0)
@@ -78,11 +87,8 @@ def open_rig(path: Path, logs: Path, url: str | None = None) -> Iterator[Rig]:
 
 
 @contextmanager
-def serve_model(path: Path, log: Path) -> Iterator[str]:
+def serve_model(path: Path, log: Path, port: int) -> Iterator[str]:
     """A vLLM server as a user starts it; gives its URL and ends all its processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [
         ROOT / "examples" / "serve_engine.sh", path, "--host", "127.0.0.1", "--port", port,
         "--dtype", "float32", "--max-model-len", MAX_MODEL_LEN,
@@ -107,10 +113,8 @@ def serve_model(path: Path, log: Path) -> Iterator[str]:
         try:
             server.wait(30)
         finally:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)  # what did not follow
-            except ProcessLookupError:
-                pass
             server.wait()
 
 

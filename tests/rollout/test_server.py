@@ -1,9 +1,10 @@
-"""What is checked of a server before a job uses it, and what becomes of one that fails; the server
-here is a stand-in. tests/rollout/test_engine_contract.py has a real one."""
+"""What is checked of a server before a job uses it, and what becomes of one that fails. Most tests
+have a stand-in; those of tests/rollout/test_engine_contract.py have a real one."""
 
 import json
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,14 +17,17 @@ import torch
 from grpo_mcore.config import ConfigError, ModelConfig, RolloutConfig
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.parallel.grid import Layout
-from grpo_mcore.rollout.bucket import fetch_buffer
+from grpo_mcore.rollout.bucket import Receipt, fetch_buffer, to_json
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.requests import Request
 from grpo_mcore.rollout.server import BucketOffer, ServerEngine
 from grpo_mcore.trainers.engines import check_servers
 from grpo_mcore.trainers.layouts import count_engines
+from tests.rollout.conftest import free_port, open_rig, serve_model
 
 REQUEST = Request([5], 2, 0)
+DEADLINES = {"start": 60.0, "generate": 60.0, "sync": 60.0}
+START = 64, "float32", [1]
 
 
 @dataclass
@@ -44,11 +48,8 @@ class StandIn:
 
     def answer(self, path: str, body: dict) -> dict:
         if path == "/collective_rpc":
-            answers = {
-                "describe": self.description,
-                "end_sync": {"checksums": {}, "not_loaded": []},
-            }
-            return {"results": [{"answer": answers.get(body["args"][0])}]}
+            answers = {"describe": self.description, "end_sync": Receipt({}, [])}
+            return {"results": [to_json(answers.get(body["args"][0]))]}
         if path == "/update_weight_version":
             self.version = body["new_version"]
         if path == "/inference/v1/generate":
@@ -119,8 +120,13 @@ def check(server: StandIn, tiny_models: Path, max_model_len: int = 64, name: str
 
 
 def engine_of(server: StandIn, **settings) -> ServerEngine:
-    engine = ServerEngine("policy-0", server.url, rollout_of(server.url, **settings))
-    engine.call("start", [1], 64, "float32")
+    rollout = rollout_of(server.url, **settings)
+    return ServerEngine("policy-0", server.url, rollout, dict(DEADLINES))
+
+
+def started(server: StandIn, **settings) -> ServerEngine:
+    engine = engine_of(server, **settings)
+    engine.call("start", *START)
     return engine
 
 
@@ -173,7 +179,7 @@ def test_what_a_server_was_not_started_with_is_said(server, tiny_models, path, s
 
 def test_where_nobody_listens(server, tiny_models):
     nowhere = StandIn({}, url="http://127.0.0.1:9")
-    with pytest.raises(ConfigError, match="no vLLM server answers there: .*refused"):
+    with pytest.raises(ConfigError, match=r"no vLLM server answers there: .*refused"):
         check(nowhere, tiny_models)
 
 
@@ -206,17 +212,17 @@ def test_an_engine_for_each_server(tiny_models):
 
 
 def test_completions_of_other_weights_are_refused(server):
-    engine = engine_of(server)
+    engine = started(server)
     engine.call("end_sync")
     assert engine.call("generate", [REQUEST]).completions[0].tokens == [5, 5]
     server.version = "default"  # as of a server that was started anew
-    with pytest.raises(EngineError, match=r"policy-0.*its weights are \{'default'\}"):
+    with pytest.raises(EngineError, match=r"policy-0(.|\n)*its weights are \{'default'\}"):
         engine.call("generate", [REQUEST])
     engine.close()
 
 
 def test_what_was_finished_before_a_failure_is_kept(server):
-    engine = engine_of(server, max_num_seqs=1)
+    engine = started(server, max_num_seqs=1)
     engine.call("end_sync")
     honest, answered = server.answer, []
 
@@ -228,27 +234,28 @@ def test_what_was_finished_before_a_failure_is_kept(server):
         return honest(path, body)
 
     server.answer = answer
+    call = engine.submit("generate", [Request([n], 2, 0) for n in range(1, 6)])
     with pytest.raises(EngineError, match="/inference/v1/generate answered 500"):
-        engine.call("generate", [Request([n], 2, 0) for n in range(1, 6)])
-    assert {n: c.tokens for n, c in engine.finished.items()} == {0: [1, 1], 1: [2, 2], 2: [3, 3]}
+        engine.result("generate")
+    assert {n: c.tokens for n, c in call.finished.items()} == {0: [1, 1], 1: [2, 2], 2: [3, 3]}
+    assert call.tokens == 6
     engine.close()
 
 
 def test_silence_past_the_deadline_is_an_error(server):
-    engine = engine_of(server)
-    engine.deadline = 0.1
+    engine = started(server)
+    engine.deadlines["sync"] = 0.1
     server.answer = lambda path, body: time.sleep(1)
-    with pytest.raises(EngineError, match=r"no answer to 'end_sync' in 0 s"):
+    with pytest.raises(EngineError, match=r"nothing heard of 'end_sync' for 0 s"):
         engine.call("end_sync")
     engine.close()
 
 
 def test_a_server_that_comes_back_is_waited_for(server):
     server.failing["/health"] = 503
-    engine = ServerEngine("policy-0", server.url, rollout_of(server.url))
-    engine.submit("start", [1], 64, "float32")
-    time.sleep(0.2)
-    assert not engine.calls[0][1].done()
+    engine = engine_of(server)
+    engine.submit("start", *START)
+    assert not engine.wait(0.2)
     del server.failing["/health"]
     engine.result("start")
     engine.close()
@@ -268,3 +275,28 @@ def test_a_bucket_goes_to_those_who_know_its_path(tmp_path):
     with pytest.raises(HTTPError, match="404"):
         fetch_buffer(url, 200)
     offer.close()
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_a_generation_goes_on_when_it_is_back(tiny_models, tmp_path):
+    """It is given the weights again, and asked for what it had not finished."""
+    path, port = tiny_models / "qwen2_tied", free_port()
+    requests = [Request([5, number], 40, number) for number in range(1, 200)]
+    with ExitStack() as stack:
+        first = stack.enter_context(ExitStack())
+        url = first.enter_context(serve_model(path, tmp_path / "first.log", port))
+        rig = stack.enter_context(open_rig(path, tmp_path, url))
+        rig.pool.refill = lambda: rig.sync.push(1)
+        undisturbed = rig.pool.generate(requests)
+        ticket = rig.pool.submit(requests)
+        call = rig.pool.engine.calls[0]
+        while len(call.finished) < 8:
+            time.sleep(0.01)
+        first.close()
+        finished = len(call.finished)
+        stack.enter_context(serve_model(path, tmp_path / "second.log", port))
+        generated = ticket.result()
+        assert 8 <= finished < len(requests)
+        assert len(ticket.places) == len(requests) - len(call.finished)
+        assert [c.tokens for c in generated.completions] == [c.tokens for c in undisturbed]
+        assert rig.pool.versions == [1]
