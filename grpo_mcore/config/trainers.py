@@ -209,10 +209,10 @@ class GroupConfig(ObjectiveConfig):
     """Texts that end a completion; it holds the tokens that spell them, and is finished."""
     bad_words: list[str] | None = None
     """Texts that are never sampled."""
-    structured_outputs: dict[str, Any] | None = None
-    """What completions have to obey, as vLLM's StructuredOutputsParams has it: one of json (a
-    schema), regex, choice (a list of texts) and grammar. With it, or bad_words, the engine's
-    log-probabilities are those of the tokens left in."""
+    structured_outputs: Any = None
+    """What completions have to obey, as a dictionary of what vLLM's StructuredOutputsParams takes:
+    one of json (a schema), regex, choice (a list of texts) and grammar. With it, or bad_words, the
+    engine's log-probabilities are those of the tokens left in."""
     steps_per_generation: int | None = None
     """Micro-batches made of one generation's samples; None: gradient_accumulation_steps."""
     generation_batch_size: int | None = None

@@ -383,8 +383,10 @@ def _check_texts(config: GroupConfig) -> None:
             )
 
 
-def _check_structure(wanted: dict[str, Any]) -> None:
+def _check_structure(wanted: Any) -> None:
     where = f"structured_outputs={wanted}"
+    if not isinstance(wanted, dict):
+        raise ConfigError(f"{where}: must be a dictionary, such as {{regex: '[0-9]+'}}")
     if len(wanted.keys() & {*STRUCTURES}) != 1 or wanted.keys() - {*STRUCTURES, *STRUCTURE_OPTIONS}:
         raise ConfigError(
             f"{where}: give one of {', '.join(STRUCTURES)}, and beside it "

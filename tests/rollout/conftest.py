@@ -87,8 +87,9 @@ def open_rig(path: Path, logs: Path, url: str | None = None) -> Iterator[Rig]:
 
 
 @contextmanager
-def serve_model(path: Path, log: Path, port: int) -> Iterator[str]:
-    """A vLLM server as a user starts it; gives its URL and ends all its processes."""
+def serve_model(path: Path, log: Path, port: int, end: int = signal.SIGTERM) -> Iterator[str]:
+    """A vLLM server as a user starts it; gives its URL and ends all its processes with the signal
+    `end`."""
     command = [
         ROOT / "examples" / "serve_engine.sh", path, "--host", "127.0.0.1", "--port", port,
         "--dtype", "float32", "--max-model-len", MAX_MODEL_LEN,
@@ -109,7 +110,7 @@ def serve_model(path: Path, log: Path, port: int) -> Iterator[str]:
         _wait_for(server, url, log)
         yield url
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        os.killpg(server.pid, end)
         try:
             server.wait(30)
         finally:

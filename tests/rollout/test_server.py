@@ -2,6 +2,7 @@
 have a stand-in; those of tests/rollout/test_engine_contract.py have a real one."""
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -284,7 +285,8 @@ def test_a_server_that_dies_in_a_generation_goes_on_when_it_is_back(tiny_models,
     requests = [Request([5, number], 40, number) for number in range(1, 200)]
     with ExitStack() as stack:
         first = stack.enter_context(ExitStack())
-        url = first.enter_context(serve_model(path, tmp_path / "first.log", port))
+        dying = serve_model(path, tmp_path / "first.log", port, end=signal.SIGKILL)
+        url = first.enter_context(dying)
         rig = stack.enter_context(open_rig(path, tmp_path, url))
         rig.pool.refill = lambda: rig.sync.push(1)
         undisturbed = rig.pool.generate(requests)
