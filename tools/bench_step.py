@@ -103,6 +103,8 @@ def sizes_of_tree(pid: int) -> dict[str, list[int]]:
 
 
 def kind_of(command: str) -> str:
+    if "grpo_mcore.rollout.guard" in command:
+        return "guard of an engine"
     if "grpo_mcore.rollout.child" in command:
         return "vLLM engine"
     if "grpo_mcore.cli" in command:

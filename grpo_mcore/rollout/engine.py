@@ -59,7 +59,7 @@ class EngineCalls:
     `result`.
 
     Attributes:
-        where: the engine's log or address, for errors.
+        where: its log or address, for errors.
         deadlines: the longest silence (seconds) by phase: "start", "generate" and, of all other
             methods, "sync".
     """
@@ -111,7 +111,8 @@ class EngineCalls:
         if call.method != method:
             raise RuntimeError(f"engine {self.name} owes an answer to '{call.method}' first")
         self.wait(float("inf"))
-        self.calls.popleft()
+        with self.news:
+            self.calls.popleft()
         if call.answer is None:
             raise self._died(method) if self.is_dead else self._silent(method)
         kind, content = call.answer
@@ -153,7 +154,7 @@ class EngineCalls:
         phase = _phase(method)
         return EngineError(
             f"engine {self.name}: nothing heard of '{method}' for {self.deadlines[phase]:.0f} s "
-            f"(rollout.{phase}_seconds): {self.where}"
+            f"(rollout.{phase}_seconds); {self.where}"
         )
 
 
@@ -171,7 +172,7 @@ class Engine(EngineCalls):
             environment: set in them on top of this process's own.
             deadlines: as of EngineCalls.
         """
-        super().__init__(name, str(log), deadlines)
+        super().__init__(name, f"its log: {log}", deadlines)
         self.log = log
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(_TORCHRUN)}
         ours, theirs = socket.socketpair()

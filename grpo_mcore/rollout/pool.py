@@ -162,16 +162,17 @@ class RolloutPool:
             if failures and self.sleep_level == WEIGHTS_WAIT:
                 self._refill()
 
-    def wake(self, *parts: str) -> None:
-        """Takes back the memory of `parts` that sleep. An engine that fails to wake is restarted,
-        and then lacks weights."""
-        sleeping = [replica for replica, asleep in enumerate(self.asleep) if asleep & {*parts}]
+    def wake(self, *parts: str, replicas: list[int] | None = None) -> None:
+        """Takes back the memory of `parts` that sleep in engines of `replicas` (None: all). An
+        engine that fails to wake is restarted, and then lacks weights."""
+        asked = range(self.engines) if replicas is None else replicas
+        sleeping = [replica for replica in asked if self.asleep[replica] & {*parts}]
         if sleeping:
             device.empty_cache()
             self.role.all_gather(None)  # an engine's workers use other ranks' devices too
             failures = self._failures(lambda: self._wake_own(parts), sleeping)
-            for asleep in self.asleep:
-                asleep -= {*parts}
+            for replica in sleeping:
+                self.asleep[replica] -= {*parts}
             self.restart(failures)
 
     def collect_until(self, ticket: "Ticket") -> None:

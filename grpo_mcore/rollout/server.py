@@ -46,7 +46,7 @@ class ServerEngine(EngineCalls):
     """
 
     def __init__(self, name: str, url: str, config: RolloutConfig, deadlines: dict[str, float]):
-        super().__init__(name, url, deadlines)
+        super().__init__(name, f"the server {url}", deadlines)
         self.url, self.config = url, config
         self.weights = "none"
         """The name the server knows its weights by."""

@@ -292,4 +292,9 @@ def _count_servers(rollout: RolloutConfig, role: str, layout: Layout) -> int:
             f"rollout.{role}_tensor_parallel={getattr(rollout, f'{role}_tensor_parallel')}: is the "
             "server's own (--tensor-parallel-size); leave it 1"
         )
+    if rollout.quantization:
+        raise ConfigError(
+            f"rollout.quantization={rollout.quantization}: is the server's own (--quantization); "
+            "leave it out"
+        )
     return len(urls)

@@ -60,7 +60,7 @@ class WeightSync:
         while behind := pool.behind(version):
             for replica in behind:
                 pool.versions[replica] = -1  # until proven
-            pool.wake("weights")
+            pool.wake("weights", replicas=behind)
             talk = Talk(pool.engine if pool.replica in behind else None)
             sent = self._stream(talk)
             outcomes = self.role.all_gather((pool.replica, talk.difference, talk.failure))

@@ -495,3 +495,25 @@ def test_sampling_and_engines_that_cannot_be(config, values, message):
 def test_sampling_in_words(config):
     change(config, {"stop": ["\n"], "bad_words": ["no"], "structured_outputs": {"regex": "a+"}})
     assert job_of(config, 2)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("max_engine_restarts", -1, "must be at least 0"),
+        ("start_seconds", 0.0, "must be above 0 and at most rollout.deadline_seconds=1800.0"),
+        ("generate_seconds", 2000.0, "must be above 0 and at most rollout.deadline_seconds=18"),
+        ("sync_seconds", -1.0, "must be above 0 and at most rollout.deadline_seconds=1800.0"),
+        ("quantization", "int3", "choose one of fp8"),
+    ],
+)
+def test_settings_of_engines(config, key, value, message):
+    found = refusal(config, **{f"rollout__{key}": value})
+    assert found.startswith(f"rollout.{key}={value}: {message}")
+
+
+@pytest.mark.skipif(device.is_cuda(), reason="there is a GPU")
+@pytest.mark.parametrize("key, value", [("quantization", "fp8"), ("offload_policy", True)])
+def test_settings_of_engines_on_gpus(config, key, value):
+    found = refusal(config, **{f"rollout__{key}": value})
+    assert found.startswith(f"rollout.{key}={value}: ") and "GPU" in found

@@ -212,9 +212,8 @@ def test_guidances_are_sampled_with_all_settings_of_sampling(model):
         "top_p": 0.9, "top_k": 7, "min_p": 0.05, "repetition_penalty": 1.2, "stop": ["."],
         "bad_words": ["no"], "structured_outputs": {"regex": "[a-z. ]*"},
     }  # fmt: skip
-    pool = SimpleNamespace(generate=generate, sleep=lambda: None)
     config = TeacherGRPOConfig(teacher=ModelConfig(path=model), templates=TEMPLATES, **sampling)
-    classroom = Classroom(None, pool, Tokenizer(model), config)
+    classroom = Classroom(None, generate, Tokenizer(model), config)
     attempts = [Attempt(Question(0, "how many?", "4", {}), ["4"], "count")]
     for temperature in (0.7, 0.0):
         classroom.guide(attempts, "step 0", 1, temperature)

@@ -1,0 +1,145 @@
+"""What engines on GPUs are told of sleeping and waking, and when. The engines are stand-ins that
+note what they are told: sleep mode needs a GPU."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from grpo_mcore import device
+from grpo_mcore.config import RolloutConfig
+from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.rollout import pool as pool_module
+from grpo_mcore.rollout.engine import EngineError
+from grpo_mcore.rollout.pool import RolloutPool
+from grpo_mcore.rollout.requests import Completion, Generated, Request
+
+REQUESTS = [Request([5], 4, 0)]
+ANSWER = Completion([7], [-1.0], True)
+
+
+class StandIn:
+    """An engine whose next call of `fails` fails."""
+
+    told: list[str]
+    fails: str | None
+
+    def __init__(self, name, environment, log, deadlines):
+        self.told.append("new")
+        self.calls = []
+
+    def submit(self, method, *arguments):
+        self.calls.append((method, arguments))
+        finished = {0: ANSWER} if method == "generate" else {}
+        return SimpleNamespace(finished=finished, begun=1.0, tokens=1)
+
+    def wait(self, seconds):
+        return True
+
+    def result(self, method):
+        asked, arguments = self.calls.pop(0)
+        assert asked == method
+        if method not in ("start", "generate"):
+            self.told.append(" ".join([method, *map(str, arguments)]))
+        if method == StandIn.fails:
+            StandIn.fails = None
+            raise EngineError(f"{method} failed")
+        if method == "generate":
+            self.told.append(method)
+            return Generated([ANSWER], 1.0, 2.0)
+        return None
+
+    def call(self, method, *arguments):
+        self.submit(method, *arguments)
+        return self.result(method)
+
+    def close(self):
+        self.told.append("closed")
+
+
+@pytest.fixture
+def told(monkeypatch) -> list[str]:
+    """What engines are told."""
+    StandIn.told, StandIn.fails = [], None
+    monkeypatch.setattr(pool_module, "Engine", StandIn)
+    monkeypatch.setattr(device, "is_cuda", lambda: True)
+    monkeypatch.setattr(device, "empty_cache", lambda: None)
+    return StandIn.told
+
+
+def pool_of(told: list[str], tmp_path, is_frozen: bool) -> RolloutPool:
+    """One that holds weights, of version 4."""
+    role = SimpleNamespace(
+        name="student" if is_frozen else "policy",
+        rank=0,
+        layout=Layout(),
+        all_gather=lambda value: [value],
+    )
+    pool = RolloutPool(
+        role, "model", "bfloat16", 64, [], 1, 1, RolloutConfig(), tmp_path, is_frozen=is_frozen
+    )
+
+    def load() -> None:
+        pool.wake("weights")
+        told.append("load")
+        pool.versions = [4]
+
+    pool.refill = load
+    pool.wait_until_ready()
+    load()
+    told.clear()
+    return pool
+
+
+def test_a_trained_policys_weights_go_and_come_before_the_cache(told, tmp_path):
+    pool = pool_of(told, tmp_path, is_frozen=False)
+    pool.sleep()
+    assert pool.versions == [-1]
+    pool.refill()
+    assert pool.generate(REQUESTS) == [ANSWER]
+    pool.sleep()
+    pool.sleep()
+    assert told == [
+        "sleep 2", "wake_up ['weights']", "load", "wake_up ['kv_cache', 'scheduling']", "generate",
+        "sleep 2",
+    ]  # fmt: skip
+
+
+def test_a_frozen_students_weights_wait(told, tmp_path):
+    pool = pool_of(told, tmp_path, is_frozen=True)
+    pool.sleep()
+    assert pool.versions == [4]
+    assert pool.generate(REQUESTS) == [ANSWER]
+    assert told == ["sleep 1", "wake_up ['weights', 'kv_cache', 'scheduling']", "generate"]
+
+
+def test_an_engine_that_does_not_wake_is_restarted(told, tmp_path):
+    pool = pool_of(told, tmp_path, is_frozen=True)
+    pool.sleep()
+    StandIn.fails = "wake_up"
+    assert pool.generate(REQUESTS) == [ANSWER]
+    assert told[2:] == ["closed", "new", "load", "generate"]
+    assert pool.restarts == [0]
+
+
+def test_an_engine_that_does_not_fall_asleep_is_restarted_and_then_does(told, tmp_path):
+    for is_frozen, loads in ((True, ["load"]), (False, [])):
+        pool = pool_of(told, tmp_path, is_frozen)
+        StandIn.fails = "sleep"
+        pool.sleep()
+        level = f"sleep {1 if is_frozen else 2}"
+        assert told == [level, "closed", "new", *loads, level]
+        assert pool.versions == [4 if is_frozen else -1]
+
+
+def test_weights_that_only_engines_had_are_a_failure_without_anybody_to_give_them(told, tmp_path):
+    pool = pool_of(told, tmp_path, is_frozen=False)
+    pool.sleep()
+    pool.refill = None
+    with pytest.raises(pool_module.StaleEngine, match="policy: the engines hold no proven weigh"):
+        pool.generate(REQUESTS)
+
+
+def test_quantization_is_passed_on(told, tmp_path):
+    config = RolloutConfig(quantization="fp8")
+    arguments = pool_module._llm_arguments("model", "bfloat16", 64, 1, config)
+    assert arguments["quantization"] == "fp8" and arguments["enable_sleep_mode"]

@@ -1,0 +1,65 @@
+"""A policy that has left its device and returned trains on as one that stayed."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from grpo_mcore import device
+from grpo_mcore.config import ModelConfig, TeacherGRPOConfig
+from grpo_mcore.models.families import read_shape
+from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.parallel.groups import Role
+from grpo_mcore.parallel.world import join
+from tests.checkpoint.resume_worker import batch, loss
+
+device.prepare()
+
+from grpo_mcore.training.offload import offload  # noqa: E402
+from grpo_mcore.training.policy import Policy  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def role() -> Iterator[Role]:
+    with patch.dict(os.environ), join({"policy": Layout()}, "colocated", 60) as world:
+        yield world.roles["policy"]
+
+
+def test_views_stay_views():
+    whole = torch.arange(10.0)
+    part, empty = whole[3:5], torch.empty(0)
+    bring_back = offload([whole, part, empty])
+    assert whole.untyped_storage().nbytes() == 0
+    bring_back()
+    assert torch.equal(whole, torch.arange(10.0))
+    part += 1
+    assert whole[3] == 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("distributed", [False, True])
+def test_training_goes_on_exactly(role, tiny_models, dtype, distributed):
+    model = ModelConfig(str(tiny_models / "llama_tied"), dtype=dtype)
+    config = TeacherGRPOConfig(teacher=model, learning_rate=1e-3, max_steps=4)
+    config = replace(config, distributed_optimizer=distributed)
+    shape = read_shape("teacher.path", model.path)
+    found = []
+    for leaves in (False, True):
+        policy = Policy(role, shape, model, config)
+        losses = []
+        for step in range(3):
+            losses.append(policy.compute_gradients(batch(step), loss)["loss"])
+            policy.step()
+            if leaves:
+                policy.leave_device()
+                held = [*policy.chunks.parameters()]
+                held += [p.main_grad for p in held]
+                assert not any(tensor.untyped_storage().nbytes() for tensor in held)
+            policy.return_to_device()
+        found.append((losses, [p.clone() for p in policy.chunks.parameters()]))
+    (stayed, weights), (left, others) = found
+    assert left == stayed
+    assert all(map(torch.equal, weights, others))
