@@ -44,8 +44,6 @@ OF_GRPO = {
     "vllm_model_impl": ("vllm", "auto"),
     "use_transformers_paged": (False,),
     "cache_implementation": (None,),
-    "generation_kwargs": (None, {}),
-    "vllm_structured_outputs_regex": (None,),
     "cast_lm_head_to_fp32": (False,),
 }
 OF_SFT = {

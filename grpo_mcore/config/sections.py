@@ -109,6 +109,14 @@ class TemplatesConfig:
 class RolloutConfig:
     """The vLLM engines."""
 
+    engine: str = "local"
+    """"local": child processes of the ranks, on their devices. "server": vLLM servers that run
+    elsewhere (examples/serve_engine.sh), one URL for each engine of a role in `*_servers`."""
+    policy_servers: list[str] = field(default_factory=list)
+    teacher_servers: list[str] = field(default_factory=list)
+    student_servers: list[str] = field(default_factory=list)
+    server_transport: str = "http"
+    """How weights go to servers: "http", or "nccl" (GPUs on both sides)."""
     policy_engines: int = 0
     """Engines of GRPO's policy; 0: one on CPU, one for every `policy_tensor_parallel` GPUs."""
     policy_tensor_parallel: int = 1

@@ -16,6 +16,12 @@ from grpo_mcore.config.sections import (
 )
 from grpo_mcore.errors import ConfigError
 
+SAMPLING_OPTIONS = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "bad_words",
+    "structured_outputs",
+)  # fmt: skip
+"""Settings of GroupConfig that say how a token is sampled and what ends a completion."""
+
 
 @dataclass
 class TrainingConfig:
@@ -199,6 +205,14 @@ class GroupConfig(ObjectiveConfig):
     top_k: int = 0
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    stop: list[str] | None = None
+    """Texts that end a completion; it holds the tokens that spell them, and is finished."""
+    bad_words: list[str] | None = None
+    """Texts that are never sampled."""
+    structured_outputs: Any = None
+    """What completions have to obey, as a dictionary of what vLLM's StructuredOutputsParams takes:
+    one of json (a schema), regex, choice (a list of texts) and grammar. With it, or bad_words, the
+    engine's log-probabilities are those of the tokens left in."""
     steps_per_generation: int | None = None
     """Micro-batches made of one generation's samples; None: gradient_accumulation_steps."""
     generation_batch_size: int | None = None
@@ -268,6 +282,11 @@ class GRPOConfig(_ModelTrainingConfig, GroupConfig, TeachingConfig):
     """`rollout.policy_tensor_parallel`."""
     vllm_max_model_length: InitVar[int | None] = None
     """`max_sequence_length`."""
+    vllm_structured_outputs_regex: InitVar[str | None] = None
+    """`structured_outputs.regex`."""
+    generation_kwargs: InitVar[dict | None] = None
+    """Further values for temperature, top_p, top_k, min_p, repetition_penalty, stop, bad_words and
+    structured_outputs, which go before their own."""
     num_completions_to_print: InitVar[int | None] = None
     """`log_completions`."""
 
@@ -282,17 +301,23 @@ class GRPOConfig(_ModelTrainingConfig, GroupConfig, TeachingConfig):
         vllm_gpu_memory_utilization,
         vllm_tensor_parallel_size,
         vllm_max_model_length,
+        vllm_structured_outputs_regex,
+        generation_kwargs,
         num_completions_to_print,
     ):
         """
         Raises:
-            ConfigError: for rollouts without an engine of one's own.
+            ConfigError: for rollouts by transformers or by TRL's servers, or an unknown entry of
+                `generation_kwargs`.
         """
         super().__post_init__(bf16, gradient_checkpointing, model_init_kwargs, warmup_ratio)
         if not use_vllm:
             raise ConfigError("use_vllm=False: completions are sampled by vLLM only; leave it out")
         if vllm_mode != "colocate":
-            raise ConfigError(f"vllm_mode={vllm_mode}: only colocate is supported")
+            raise ConfigError(
+                f"vllm_mode={vllm_mode}: choose colocate; for vLLM servers, which are not TRL's, "
+                "set rollout.engine=server and rollout.policy_servers"
+            )
         settings = {
             "gpu_memory_utilization": vllm_gpu_memory_utilization,
             "policy_tensor_parallel": vllm_tensor_parallel_size,
@@ -301,6 +326,14 @@ class GRPOConfig(_ModelTrainingConfig, GroupConfig, TeachingConfig):
         self.rollout = replace(self.rollout, **given)
         if vllm_max_model_length is not None:
             self.max_sequence_length = vllm_max_model_length
+        if vllm_structured_outputs_regex is not None:
+            self.structured_outputs = {"regex": vllm_structured_outputs_regex}
+        for name, value in (generation_kwargs or {}).items():
+            if name not in SAMPLING_OPTIONS:
+                raise ConfigError(
+                    f"generation_kwargs.{name}={value}: choose from {', '.join(SAMPLING_OPTIONS)}"
+                )
+            setattr(self, name, value)
         if num_completions_to_print is not None:
             self.log_completions = num_completions_to_print
         self.top_k = self.top_k or 0

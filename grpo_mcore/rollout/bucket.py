@@ -4,15 +4,20 @@ On a CPU the buffer is anonymous shared memory, which the system frees with its 
 that one dies; on a GPU it is device memory whose CUDA IPC handle travels.
 """
 
+import json
 import os
+import urllib.request
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import xxhash
 from torch import Tensor
 
 ALIGNMENT = 512
+FETCH_SECONDS = 600
+"""Longest silence of a trainer in the middle of a bucket that is fetched from it."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,22 @@ class Receipt:
 
     checksums: dict[str, str]
     not_loaded: list[str]
+
+
+def to_json(value: Any) -> str:
+    """`value`, in which slots and receipts may lie, as text (tuples become lists)."""
+    return json.dumps(value, default=lambda part: {type(part).__name__: vars(part)})
+
+
+def from_json(text: str) -> Any:
+    """What `to_json` was given."""
+    kinds = {kind.__name__: kind for kind in (Slot, Receipt)}
+
+    def rebuild(part: dict) -> Any:
+        name = next(iter(part), None)
+        return kinds[name](**part[name]) if name in kinds else part
+
+    return json.loads(text, object_hook=rebuild)
 
 
 def pack(tensors: dict[str, Tensor], buffer: Tensor) -> list[Slot]:
@@ -74,6 +95,24 @@ def shared_buffer(size: int) -> tuple[Tensor, str]:
 
 def open_buffer(path: str, size: int) -> Tensor:
     return torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
+
+
+def fetch_buffer(url: str, size: int) -> Tensor:
+    """The uint8 buffer of `size` bytes that the trainer offers at `url`.
+
+    Raises:
+        OSError: when the trainer cannot be reached, or sends less.
+    """
+    buffer = torch.empty(size, dtype=torch.uint8)
+    view = memoryview(buffer.numpy())
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(url, timeout=FETCH_SECONDS) as answer:
+        read = 0
+        while count := answer.readinto(view[read:]):
+            read += count
+    if read != size:
+        raise OSError(f"{url} ended after {read} of {size} bytes")
+    return buffer
 
 
 def _view(buffer: Tensor, slot: Slot) -> Tensor:

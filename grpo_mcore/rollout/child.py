@@ -16,7 +16,7 @@ from threading import Thread
 
 from grpo_mcore.rollout.bucket import Receipt
 from grpo_mcore.rollout.guard import end_with_parent
-from grpo_mcore.rollout.requests import Completion, Request
+from grpo_mcore.rollout.requests import Completion, Request, sampling_settings
 
 NEWS_SECONDS = 2.0
 """The longest that a generation, while no request finishes, says nothing of its progress."""
@@ -36,25 +36,11 @@ class Child:
 
     def generate(self, requests: list[Request]) -> None:
         """Tells of each completion as soon as it is there."""
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import TokensPrompt
 
         ids = self.llm.enqueue(
             [TokensPrompt(prompt_token_ids=r.prompt) for r in requests],
-            [
-                SamplingParams(
-                    max_tokens=r.max_tokens,
-                    seed=r.seed,
-                    temperature=r.temperature,
-                    top_p=r.top_p,
-                    top_k=r.top_k,
-                    min_p=r.min_p,
-                    repetition_penalty=r.repetition_penalty,
-                    logprobs=0,  # of the sampled token only
-                    stop_token_ids=self.stop_token_ids,
-                    detokenize=False,
-                )
-                for r in requests
-            ],
+            [_sampling_params(r, self.stop_token_ids) for r in requests],
             use_tqdm=False,
         )
         # vLLM adds to a request's number what makes it unique, and answers with the number.
@@ -89,6 +75,16 @@ class Child:
         """Tokens sampled of requests that go on."""
         states = self.llm.llm_engine.output_processor.request_states.values()
         return sum(state.detokenizer.num_output_tokens() for state in states)
+
+
+def _sampling_params(request: Request, stop_token_ids: list[int]):
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    settings = sampling_settings(request, stop_token_ids)
+    if settings["structured_outputs"]:
+        settings["structured_outputs"] = StructuredOutputsParams(**settings["structured_outputs"])
+    return SamplingParams(**settings)
 
 
 def _completion(output) -> Completion:

@@ -54,51 +54,23 @@ class Call:
         """("ok", what the method returned) or ("error", the engine's traceback)."""
 
 
-class Engine:
-    """A vLLM engine in processes of its own. Calls may be made ahead with `submit` and are answered
-    in order by `result`; a thread of this process sends each when the one before is answered, and
-    takes in what the engine says, so the engine never waits for this process."""
+class EngineCalls:
+    """An engine's calls. They may be made ahead with `submit` and are answered in order by
+    `result`.
 
-    def __init__(
-        self, name: str, environment: dict[str, str], log: Path, deadlines: dict[str, float]
-    ):
-        """Starts the processes.
+    Attributes:
+        where: its log or address, for errors.
+        deadlines: the longest silence (seconds) by phase: "start", "generate" and, of all other
+            methods, "sync".
+    """
 
-        Args:
-            environment: set in them on top of this process's own.
-            deadlines: the longest silence (seconds) by phase: "start", "generate" and, of all other
-                methods, "sync".
-        """
-        self.name, self.log, self.deadlines = name, log, deadlines
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(_TORCHRUN)}
-        ours, theirs = socket.socketpair()
-        longest = struct.pack("ll", int(max(deadlines.values())) + 1, 0)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, longest)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with theirs, log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "grpo_mcore.rollout.guard",
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                ],
-                env=inherited | environment,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C is this process's to act on
-            )
-        self.connection = Connection(ours.detach())
+    def __init__(self, name: str, where: str, deadlines: dict[str, float]):
+        self.name, self.where, self.deadlines = name, where, deadlines
         self.calls: deque[Call] = deque()
         """Calls whose results were not taken; those with an answer come first."""
         self.is_dead = False
         self.news = Condition()
-        """Held for whatever the reader changes."""
-        self.reader = Thread(target=self._read, name=f"reader of {name}", daemon=True)
-        self.reader.start()
+        """Held for whatever changes in calls."""
 
     def call(self, method: str, *arguments):
         """Runs `method` in the engine and returns its answer."""
@@ -145,11 +117,87 @@ class Engine:
             raise self._died(method) if self.is_dead else self._silent(method)
         kind, content = call.answer
         if kind == "error":
-            raise EngineError(f"engine {self.name} failed in '{method}' ({self.log}):\n{content}")
+            raise EngineError(f"engine {self.name} failed in '{method}' ({self.where}):\n{content}")
         if method == "generate":
             completions = [call.finished[place] for place in range(len(call.finished))]
             return Generated(completions, call.begun, call.ended)
         return content
+
+    def _send(self, call: Call) -> None:
+        """Brings a call under way."""
+        raise NotImplementedError
+
+    def _answered(self, call: Call, answer: tuple) -> None:
+        """Takes in the answer of the call under way; `news` is held."""
+        call.answer, call.ended = answer, time.time()
+        following = self._under_way()
+        if following:
+            self._send(following)
+
+    def _died(self, method: str) -> EngineError:
+        """Why nothing will be heard of the engine any more."""
+        raise NotImplementedError
+
+    def _under_way(self) -> Call | None:
+        return next((call for call in self.calls if call.answer is None), None)
+
+    def _is_settled(self) -> bool:
+        call = self.calls[0]
+        silence = time.monotonic() - call.heard
+        return (
+            call.answer is not None
+            or self.is_dead
+            or silence >= self.deadlines[_phase(call.method)]
+        )
+
+    def _silent(self, method: str) -> EngineError:
+        phase = _phase(method)
+        return EngineError(
+            f"engine {self.name}: nothing heard of '{method}' for {self.deadlines[phase]:.0f} s "
+            f"(rollout.{phase}_seconds); {self.where}"
+        )
+
+
+class Engine(EngineCalls):
+    """A vLLM engine in processes of its own. A thread of this process sends each call when the one
+    before is answered, and takes in what the engine says, so the engine never waits for this
+    process."""
+
+    def __init__(
+        self, name: str, environment: dict[str, str], log: Path, deadlines: dict[str, float]
+    ):
+        """Starts the processes.
+
+        Args:
+            environment: set in them on top of this process's own.
+            deadlines: as of EngineCalls.
+        """
+        super().__init__(name, f"its log: {log}", deadlines)
+        self.log = log
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(_TORCHRUN)}
+        ours, theirs = socket.socketpair()
+        longest = struct.pack("ll", int(max(deadlines.values())) + 1, 0)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, longest)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with theirs, log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "grpo_mcore.rollout.guard",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                ],
+                env=inherited | environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C is this process's to act on
+            )
+        self.connection = Connection(ours.detach())
+        self.reader = Thread(target=self._read, name=f"reader of {name}", daemon=True)
+        self.reader.start()
 
     def close(self) -> None:
         """Ends the engine's processes."""
@@ -172,17 +220,11 @@ class Engine:
                     finished, call.tokens = content
                     call.finished |= finished
                 else:
-                    call.answer, call.ended = (kind, content), time.time()
-                    following = self._under_way()
-                    if following:
-                        self._send(following)
+                    self._answered(call, (kind, content))
                 self.news.notify_all()
         with self.news:
             self.is_dead = True
             self.news.notify_all()
-
-    def _under_way(self) -> Call | None:
-        return next((call for call in self.calls if call.answer is None), None)
 
     def _send(self, call: Call) -> None:
         call.begun, call.heard = time.time(), time.monotonic()
@@ -191,28 +233,12 @@ class Engine:
         except OSError:  # it died, or reads no more
             self.is_dead = True
 
-    def _is_settled(self) -> bool:
-        call = self.calls[0]
-        silence = time.monotonic() - call.heard
-        return (
-            call.answer is not None
-            or self.is_dead
-            or silence >= self.deadlines[_phase(call.method)]
-        )
-
     def _died(self, method: str) -> EngineError:
         self.process.terminate()  # where it lives but has stopped listening
         code = self.process.wait(CLOSE_SECONDS)
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
         return EngineError(
             f"engine {self.name} died in '{method}' (exit code {code}); {self.log} ends:\n{tail}"
-        )
-
-    def _silent(self, method: str) -> EngineError:
-        phase = _phase(method)
-        return EngineError(
-            f"engine {self.name}: nothing heard of '{method}' for {self.deadlines[phase]:.0f} s "
-            f"(rollout.{phase}_seconds); its log: {self.log}"
         )
 
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from grpo_mcore import device
 from grpo_mcore.config import RolloutConfig
 from grpo_mcore.errors import KnownError
 from grpo_mcore.parallel.groups import Role
-from grpo_mcore.rollout.engine import Call, Engine, EngineError
-from grpo_mcore.rollout.requests import Completion, Generated, Request
+from grpo_mcore.rollout.engine import Call, Engine, EngineCalls, EngineError
+from grpo_mcore.rollout.requests import Completion, Generated, Request, check_requests
+from grpo_mcore.rollout.server import ServerEngine
+from grpo_mcore.rollout.spread import spread
 
 WAKE_ORDER = ("weights", "kv_cache", "scheduling")
 """What wakes after sleep. Weights come first and are loaded before the key-value cache takes its
@@ -56,19 +59,25 @@ class RolloutPool:
         config: RolloutConfig,
         log_dir: Path,
         is_frozen: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         """Starts the engines without waiting for them; `wait_until_ready` does.
 
         Args:
             is_frozen: the weights will not change, so they wait in host memory while engines sleep.
+            tokenizer: for engines that are asked for what is said in text (`Request`).
         """
         self.role, self.engines, self.tensor_parallel = role, engines, tensor_parallel
         self.config, self.log_dir = config, log_dir
         self.sleep_level = WEIGHTS_WAIT if is_frozen else WEIGHTS_GO
+        self.max_model_len, self.tokenizer = max_model_len, tokenizer
+        self.remote = config.engine == "server"
+        """Whether the engines have devices of their own."""
         self.start_arguments = (
-            _llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config),
-            stop_token_ids,
-        )
+            (max_model_len, dtype)
+            if self.remote
+            else (_llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config),)
+        ) + (stop_token_ids,)
         self.versions = [-1] * engines
         self.refill: Callable[[], None] | None = None
         self.restarts = [0] * engines
@@ -79,7 +88,7 @@ class RolloutPool:
         """By replica."""
         self.pending: deque[Ticket] = deque()
         self.replica, place = divmod(role.rank, role.layout.size // engines)
-        self.engine: Engine | None = None
+        self.engine: EngineCalls | None = None
         self.ready = False
         if place == 0 and self.replica < engines:
             self.engine = self._start()
@@ -122,12 +131,14 @@ class RolloutPool:
         """Starts generating; the ticket's `result()` waits for it.
 
         Raises:
+            RequestError: for a request that cannot be answered.
             StaleEngine: before the first sync, or after one that was not proven.
         """
+        check_requests(self.role.name, requests, self.max_model_len)
         if self.version < 0:
             raise self.failure or StaleEngine(self._no_weights())
         self.wake(*WAKE_ORDER)
-        ticket = Ticket(self, len(requests), requests[self.replica :: self.engines])
+        ticket = Ticket(self, requests, spread(requests, self.engines))
         self.pending.append(ticket)
         self._ask()
         return ticket
@@ -139,7 +150,7 @@ class RolloutPool:
     def sleep(self) -> None:
         """Frees the engines' device memory until they are needed: weights that will be replaced go,
         others wait in host memory. vLLM has this on GPUs only; on a CPU nothing happens."""
-        if not device.is_cuda():
+        if not device.is_cuda() or self.remote:
             return
         while awake := [r for r, asleep in enumerate(self.asleep) if not asleep]:
             failures = self._failures(lambda: self.engine.call("sleep", self.sleep_level), awake)
@@ -186,8 +197,13 @@ class RolloutPool:
                 tqdm.write(str(min(at_work, key=lambda n: n.done / max(1, n.size))))
             self.restart({n.replica: n.failure for n in news if n and n.failure})
         self.restarts = [0] * self.engines
+        by_number = {
+            number: completion
+            for replica, share in shares.items()
+            for number, completion in zip(ticket.shares[replica], share.completions, strict=True)
+        }
         ticket.generated = Generated(
-            [shares[i % self.engines].completions[i // self.engines] for i in range(ticket.size)],
+            [by_number[number] for number in range(len(by_number))],
             min(share.started for share in shares.values()),
             max(share.finished for share in shares.values()),
         )
@@ -253,15 +269,25 @@ class RolloutPool:
         asleep = self.asleep[self.replica]
         self.engine.call("wake_up", [part for part in parts if part in asleep])
 
-    def _start(self) -> Engine:
+    def _start(self) -> EngineCalls:
         name, deadlines = self._name(self.replica), {}
         for phase in ("start", "generate", "sync"):
             deadline = getattr(self.config, f"{phase}_seconds")
             deadlines[phase] = self.config.deadline_seconds if deadline is None else deadline
-        environment = _environment(self.tensor_parallel)
-        engine = Engine(name, environment, self.log_dir / f"{name}.log", deadlines)
+        if self.remote:
+            url = getattr(self.config, f"{self.role.name}_servers")[self.replica]
+            engine = ServerEngine(name, url, self.config, deadlines)
+        else:
+            environment = _environment(self.tensor_parallel)
+            engine = Engine(name, environment, self.log_dir / f"{name}.log", deadlines)
+            if self.tokenizer:
+                self._give_tokenizer(self.log_dir / f"{name}.tokenizer")
         engine.submit("start", *self.start_arguments)
         return engine
+
+    def _give_tokenizer(self, directory: Path) -> None:
+        self.tokenizer.save_pretrained(directory)
+        self.start_arguments[0].update(tokenizer=str(directory), skip_tokenizer_init=False)
 
     def _finish_start(self) -> None:
         if not self.ready:
@@ -276,15 +302,17 @@ class Ticket:
     """A generation under way.
 
     Attributes:
-        share: of its requests those that this rank's engine answers.
+        shares: by replica, the numbers of the requests that its engine answers.
+        share: the requests that this rank's engine answers.
     """
 
-    def __init__(self, pool: RolloutPool, size: int, share: list[Request]):
-        self.pool, self.size, self.share = pool, size, share
+    def __init__(self, pool: RolloutPool, requests: list[Request], shares: list[list[int]]):
+        self.pool, self.shares = pool, shares
+        self.share = [requests[number] for number in shares[pool.replica]]
         self.generated: Generated | None = None
         self.kept: dict[int, Completion] = {}
         """By place in `share`: what engines finished before they failed."""
-        self.engine: Engine | None = None
+        self.engine: EngineCalls | None = None
         self.call: Call | None = None
         """The newest, of `engine`."""
         self.places: list[int] = []
@@ -295,7 +323,7 @@ class Ticket:
         self.pool.collect_until(self)
         return self.generated
 
-    def ask(self, engine: Engine) -> None:
+    def ask(self, engine: EngineCalls) -> None:
         """Asks `engine`, unless that has been done, for what its predecessors have not finished."""
         if engine is not self.engine:
             self._keep()

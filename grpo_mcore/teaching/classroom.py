@@ -93,6 +93,9 @@ class Classroom:
                     0 if greedy else config.top_k,
                     0.0 if greedy else config.min_p or 0.0,
                     config.repetition_penalty,
+                    config.stop or (),
+                    config.bad_words or (),
+                    config.structured_outputs,
                 )
                 for i, prompt in enumerate(prompts)
             ]

@@ -33,7 +33,7 @@ from grpo_mcore.trainers.arguments import (
     with_optimizers,
 )
 from grpo_mcore.trainers.base import BaseTrainer, Session
-from grpo_mcore.trainers.engines import start_engines
+from grpo_mcore.trainers.engines import says_in_text, start_engines
 from grpo_mcore.trainers.grpo_job import check_grpo
 from grpo_mcore.trainers.grpo_session import ENVIRONMENT_REWARD, GRPOSession
 from grpo_mcore.trainers.preflight import check_reference
@@ -243,6 +243,7 @@ class GRPOTrainer(BaseTrainer):
             job.engines,
             args.rollout,
             args.output_dir,
+            says_in_text(args),
         )
         cleanup.callback(pool.close)
         return GRPOSession(self, world, pool, start)

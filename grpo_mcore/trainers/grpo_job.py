@@ -14,6 +14,7 @@ from grpo_mcore.environments import EnvironmentSpec, check_environment, check_to
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.trainers.batches import steps_per_epoch, with_steps
+from grpo_mcore.trainers.engines import check_servers, says_in_text
 from grpo_mcore.trainers.layouts import count_engines
 from grpo_mcore.trainers.preflight import check_group, open_model
 
@@ -123,6 +124,12 @@ def check_grpo(
     ):
         if getattr(config, key) is not None and getattr(config, key) < 1:
             raise ConfigError(f"{key}={getattr(config, key)}: must be at least 1")
+    for key in ("stop", "structured_outputs"):
+        if getattr(config, key) and (tools or environment is not None):
+            raise ConfigError(
+                f"{key}={getattr(config, key)}: tools and environments need turns that the model "
+                "itself writes and ends; leave it out"
+            )
     config, layout, shape, own_tokenizer = open_model(config, world_size, tokenizer)
     room = prompt_room(config, shape)
     if room < 1:
@@ -155,7 +162,10 @@ def check_grpo(
         )
     train = job.load(rows)
     job = replace(job, train=train, evals=job.open_evals(eval_dataset))
-    return config, replace(job, max_model_len=_longest(job, config))
+    job = replace(job, max_model_len=_longest(job, config))
+    in_text = says_in_text(config)
+    check_servers("policy", config.rollout, config.model, shape, job.max_model_len, in_text)
+    return config, job
 
 
 def prompt_room(config: GRPOConfig, shape: ModelShape) -> int:

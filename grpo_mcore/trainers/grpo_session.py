@@ -276,6 +276,9 @@ class GRPOSession(Session):
             config.top_k,
             config.min_p or 0.0,
             config.repetition_penalty,
+            config.stop or (),
+            config.bad_words or (),
+            config.structured_outputs,
         )
 
     def _text(self, prompt: Text, tokens: list[int]) -> Text:

@@ -1,6 +1,7 @@
 """Which layouts a model, a batch and a device allow, and the choice among them."""
 
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 from grpo_mcore import device
 from grpo_mcore.config import (
@@ -234,7 +235,15 @@ def _memory_fits(
 
 
 def count_engines(rollout: RolloutConfig, role: str, layout: Layout, shape: ModelShape) -> int:
-    """How many engines serve the role; 0 in the settings leaves the choice to us."""
+    """How many engines serve the role; 0 in the settings leaves the choice to us.
+
+    Raises:
+        ConfigError: for a number that does not suit the role's ranks, or the servers given.
+    """
+    if rollout.engine == "server":
+        return _count_servers(rollout, role, layout)
+    if urls := getattr(rollout, f"{role}_servers"):
+        raise ConfigError(f"rollout.{role}_servers={urls}: needs rollout.engine=server")
     tensor = getattr(rollout, f"{role}_tensor_parallel")
     key = f"rollout.{role}_tensor_parallel={tensor}"
     if tensor < 1 or shape.heads % tensor:
@@ -255,3 +264,37 @@ def count_engines(rollout: RolloutConfig, role: str, layout: Layout, shape: Mode
             f"and be at most {most}"
         )
     return asked
+
+
+def _count_servers(rollout: RolloutConfig, role: str, layout: Layout) -> int:
+    urls = getattr(rollout, f"{role}_servers")
+    key = f"rollout.{role}_servers={urls}"
+    if not urls:
+        raise ConfigError(
+            f"{key}: rollout.engine=server needs the URL of a vLLM server; "
+            "examples/serve_engine.sh starts one"
+        )
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"{key}: {url} is no URL such as http://host:8000")
+    if len({*urls}) < len(urls):
+        raise ConfigError(f"{key}: each engine needs a server of its own")
+    if layout.size % len(urls):
+        raise ConfigError(f"{key}: {len(urls)} must divide the role's {layout.size} ranks")
+    if getattr(rollout, f"{role}_engines") not in (0, len(urls)):
+        raise ConfigError(
+            f"rollout.{role}_engines={getattr(rollout, f'{role}_engines')}: there are {len(urls)} "
+            f"rollout.{role}_servers; leave it 0"
+        )
+    if getattr(rollout, f"{role}_tensor_parallel") != 1:
+        raise ConfigError(
+            f"rollout.{role}_tensor_parallel={getattr(rollout, f'{role}_tensor_parallel')}: is the "
+            "server's own (--tensor-parallel-size); leave it 1"
+        )
+    if rollout.quantization:
+        raise ConfigError(
+            f"rollout.quantization={rollout.quantization}: is the server's own (--quantization); "
+            "leave it out"
+        )
+    return len(urls)

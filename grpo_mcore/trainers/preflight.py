@@ -3,6 +3,8 @@
 Every rank checks the same and comes to the same result, so no rank waits for one that stopped.
 """
 
+import json
+import re
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -37,6 +39,7 @@ from grpo_mcore.models.transformer_engine import (
 from grpo_mcore.objectives.correction import refuse_truncated_sampling
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.trainers.batches import steps_per_epoch, with_batches, with_steps
+from grpo_mcore.trainers.engines import check_servers, says_in_text
 from grpo_mcore.trainers.layouts import choose_layout, choose_layouts, count_engines
 from grpo_mcore.trainers.lengths import Lengths, fit_lengths
 from grpo_mcore.trainers.loop import trained_model
@@ -44,6 +47,13 @@ from grpo_mcore.training.optimizer import check_optimizer
 from grpo_mcore.training.optimizer_names import check_optim, decay_style
 
 Config = TypeVar("Config", bound=TrainingConfig)
+
+STRUCTURES = ("json", "regex", "choice", "grammar")
+STRUCTURE_OPTIONS = (
+    "disable_any_whitespace",
+    "disable_additional_properties",
+    "whitespace_pattern",
+)
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,10 @@ def check_job(
         Lengths(*(max(pair) for pair in zip(train_lengths, eval_lengths, strict=True))), engines,
         per_epoch,
     )  # fmt: skip
+    for role, shape in shapes.items():
+        longest = getattr(job.lengths, role)
+        in_text = role == "teacher" and says_in_text(config)
+        check_servers(role, config.rollout, getattr(config, role), shape, longest, in_text)
     return with_steps(config, per_epoch), job
 
 
@@ -338,11 +352,56 @@ def check_group(config: GroupConfig) -> None:
         raise ConfigError(f"reward_timeout={config.reward_timeout}: must be above 0")
     if config.sync_ref_model:
         _check_moving_reference(config)
+    _check_texts(config)
     _check_rollout(config.rollout)
     if config.rollout.offload_policy and not device.is_cuda():
         raise ConfigError("rollout.offload_policy=True: there is no GPU to move the policy off")
     if config.rollout.offload_policy and trained_model(config).fp8_param:
         raise ConfigError("rollout.offload_policy=True: cannot move parameters held in FP8")
+
+
+def _check_texts(config: GroupConfig) -> None:
+    """Checks the settings that say in text what is sampled."""
+    for key in ("stop", "bad_words"):
+        texts = getattr(config, key)
+        if texts is None:
+            continue
+        if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
+            raise ConfigError(f"{key}={texts!r}: must be a list of texts, none of them empty")
+        if key == "bad_words" and not all(text.strip() for text in texts):
+            raise ConfigError(f"{key}={texts!r}: vLLM leaves out what is nothing but spaces")
+    wanted = config.structured_outputs
+    if wanted is not None:
+        _check_structure(wanted)
+    for key in ("bad_words", "structured_outputs"):
+        if getattr(config, key) and config.vllm_importance_sampling_correction:
+            raise ConfigError(
+                f"{key}={getattr(config, key)}: the engine's log-probabilities are then those of "
+                "the tokens left in, the trainer's of all, and vllm_importance_sampling_correction "
+                "would scale the loss by the mass left in; set it False, or leave "
+                f"{key} out"
+            )
+
+
+def _check_structure(wanted: Any) -> None:
+    where = f"structured_outputs={wanted}"
+    if not isinstance(wanted, dict):
+        raise ConfigError(f"{where}: must be a dictionary, such as {{regex: '[0-9]+'}}")
+    if len(wanted.keys() & {*STRUCTURES}) != 1 or wanted.keys() - {*STRUCTURES, *STRUCTURE_OPTIONS}:
+        raise ConfigError(
+            f"{where}: give one of {', '.join(STRUCTURES)}, and beside it "
+            f"{' or '.join(STRUCTURE_OPTIONS)} only"
+        )
+    try:
+        if isinstance(wanted.get("json"), str):
+            json.loads(wanted["json"])
+        if "regex" in wanted:
+            re.compile(wanted["regex"])
+    except (ValueError, re.error) as error:
+        raise ConfigError(f"{where}: {error}") from error
+    choice = wanted.get("choice", ["a"])
+    if isinstance(choice, str) or not choice or not all(isinstance(c, str) and c for c in choice):
+        raise ConfigError(f"{where}: choice must be a list of texts, none of them empty")
 
 
 def _check_moving_reference(config: GroupConfig) -> None:
@@ -362,6 +421,10 @@ def _check_moving_reference(config: GroupConfig) -> None:
 
 
 def _check_rollout(rollout: RolloutConfig) -> None:
+    check_choice("rollout.engine", rollout.engine, ("local", "server"))
+    check_choice("rollout.server_transport", rollout.server_transport, ("http", "nccl"))
+    if rollout.server_transport == "nccl" and not device.is_cuda():
+        raise ConfigError("rollout.server_transport=nccl: needs GPUs; choose http")
     for key in ("bucket_megabytes", "max_num_seqs"):
         _at_least(f"rollout.{key}", getattr(rollout, key), 1)
     _at_least("rollout.max_engine_restarts", rollout.max_engine_restarts, 0)

@@ -38,7 +38,7 @@ from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
 from grpo_mcore.teaching.student import LocalStudent, RemoteStudent, Student, serve
 from grpo_mcore.trainers.arguments import UNSET, with_model
 from grpo_mcore.trainers.base import Attendance, Session
-from grpo_mcore.trainers.engines import start_engines
+from grpo_mcore.trainers.engines import says_in_text, start_engines
 from grpo_mcore.trainers.grpo import GRPOTrainer
 from grpo_mcore.trainers.grpo_session import GRPOSession
 from grpo_mcore.trainers.loop import Start
@@ -277,6 +277,7 @@ def teacher_config(args: GRPOConfig) -> TeacherGRPOConfig:
     rollout = args.rollout
     settings["rollout"] = replace(
         rollout,
+        teacher_servers=rollout.teacher_servers or rollout.policy_servers,
         teacher_engines=rollout.teacher_engines or rollout.policy_engines,
         teacher_tensor_parallel=max(
             rollout.teacher_tensor_parallel, rollout.policy_tensor_parallel
@@ -313,6 +314,7 @@ def start_role_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> Rollo
         job.engines[role.name],
         config.rollout,
         config.output_dir,
+        role.name == "teacher" and says_in_text(config),
     )
 
 

@@ -100,6 +100,8 @@ class WeightSync:
                 self.buffer = torch.empty(self.size, dtype=torch.uint8, device="cuda")
             slots = pack(tensors, self.buffer)
             device.synchronize()
+            if self.pool.remote:
+                return ("tensor", self.buffer), slots
             _, handle = reduce_tensor(self.buffer)
             handles = self.role.all_gather(handle)
             first = self.role.rank

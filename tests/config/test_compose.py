@@ -162,3 +162,11 @@ def test_importing_the_configuration_loads_neither_torch_nor_vllm():
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_sampling_in_words():
+    config = compose_config(
+        CONFIGS, "demo", ["stop=['</teaching>']", "structured_outputs={regex: 'a+'}"]
+    )
+    assert config.stop == ["</teaching>"]
+    assert config.structured_outputs == {"regex": "a+"}

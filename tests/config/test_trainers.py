@@ -73,3 +73,19 @@ def test_rollouts_are_vllms():
         GRPOConfig(use_vllm=False)
     with pytest.raises(ConfigError, match="vllm_mode=server"):
         GRPOConfig(vllm_mode="server")
+    with pytest.raises(ConfigError, match=r"rollout.engine=server and rollout.policy_servers"):
+        GRPOConfig(vllm_mode="server")
+
+
+def test_further_settings_of_sampling():
+    config = GRPOConfig(
+        top_k=3,
+        generation_kwargs={"top_k": 5, "stop": ["\n"], "bad_words": ["never"]},
+        vllm_structured_outputs_regex="[0-9]+",
+    )
+    assert (config.top_k, config.stop, config.bad_words) == (5, ["\n"], ["never"])
+    assert config.structured_outputs == {"regex": "[0-9]+"}
+    with pytest.raises(
+        ConfigError, match=r"^generation_kwargs.n=3: choose from temperature, top_p"
+    ):
+        GRPOConfig(generation_kwargs={"n": 3})

@@ -658,3 +658,22 @@ def test_what_needs_more_than_there_is_says_so(model, tmp_path):
         trainer.push_to_hub()
     with pytest.raises(ConfigError, match="resume_from_checkpoint=True: there is no checkpoint"):
         trainer.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("key, value", [("stop", ["."]), ("structured_outputs", {"regex": "a"})])
+def test_turns_are_the_models_own_to_end(model, tmp_path, key, value):
+    """Tools and environments read them."""
+    args = GRPOConfig(
+        **settings(tmp_path, **{key: value}), vllm_importance_sampling_correction=False
+    )
+
+    def double(number: int) -> int:
+        """Doubles.
+
+        Args:
+            number: any.
+        """
+        return 2 * number
+
+    with pytest.raises(ConfigError, match=rf"^{key}=.*: tools and environments need turns"):
+        GRPOTrainer(model, by_tokens, args, ROWS, tools=[double]).train()

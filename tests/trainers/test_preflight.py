@@ -460,6 +460,44 @@ def test_a_time_limit_of_nothing(config):
 
 
 @pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"stop": ["a", ""]}, "stop=['a', '']: must be a list of texts, none of them empty"),
+        ({"stop": "end"}, "stop='end': must be a list of texts, none of them empty"),
+        ({"bad_words": [" "]}, "bad_words=[' ']: vLLM leaves out what is nothing but spaces"),
+        ({"structured_outputs": "a+"}, "structured_outputs=a+: must be a dictionary, such as"),
+        ({"structured_outputs": {}}, "structured_outputs={}: give one of json, regex, choice, gr"),
+        (
+            {"structured_outputs": {"regex": "a", "choice": ["b"]}},
+            "structured_outputs={'regex': 'a', 'choice': ['b']}: give one of json",
+        ),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs={'regexp': 'a'}: give one"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs={'regex': '('}: missing )"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs={'json': '{'}: Expecting"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs={'choice': []}: choice must"),
+        (
+            {"bad_words": ["no"], "vllm_importance_sampling_correction": True},
+            "bad_words=['no']: the engine's log-probabilities are then those of the tokens left in",
+        ),
+        (
+            {"structured_outputs": {"regex": "a"}, "vllm_importance_sampling_correction": True},
+            "structured_outputs={'regex': 'a'}: the engine's log-probabilities are then",
+        ),
+        ({"rollout__engine": "remote"}, "rollout.engine=remote: choose one of local, server"),
+        ({"rollout__server_transport": "nccl"}, "rollout.server_transport=nccl: needs GPUs"),
+        ({"rollout__engine": "server"}, "rollout.teacher_servers=[]: rollout.engine=server needs"),
+    ],
+)
+def test_sampling_and_engines_that_cannot_be(config, values, message):
+    assert refusal(config, **values).startswith(message)
+
+
+def test_sampling_in_words(config):
+    change(config, {"stop": ["\n"], "bad_words": ["no"], "structured_outputs": {"regex": "a+"}})
+    assert job_of(config, 2)
+
+
+@pytest.mark.parametrize(
     "key, value, message",
     [
         ("max_engine_restarts", -1, "must be at least 0"),

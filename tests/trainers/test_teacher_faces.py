@@ -208,7 +208,10 @@ def test_guidances_are_sampled_with_all_settings_of_sampling(model):
         asked.extend(requests)
         return [Completion([5], [-1.0], True) for _ in requests]
 
-    sampling = {"top_p": 0.9, "top_k": 7, "min_p": 0.05, "repetition_penalty": 1.2}
+    sampling = {
+        "top_p": 0.9, "top_k": 7, "min_p": 0.05, "repetition_penalty": 1.2, "stop": ["."],
+        "bad_words": ["no"], "structured_outputs": {"regex": "[a-z. ]*"},
+    }  # fmt: skip
     config = TeacherGRPOConfig(teacher=ModelConfig(path=model), templates=TEMPLATES, **sampling)
     classroom = Classroom(None, generate, Tokenizer(model), config)
     attempts = [Attempt(Question(0, "how many?", "4", {}), ["4"], "count")]

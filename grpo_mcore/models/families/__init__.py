@@ -36,24 +36,31 @@ def read_shape(key: str, path: str) -> ModelShape:
         raw = json.loads(file.read_text())
     except ValueError as error:
         raise ConfigError(f"{key}={path}: its config.json is not JSON: {error}") from error
+    return shape_of(raw, f"{key}={path}")
+
+
+def shape_of(raw: dict, where: str) -> ModelShape:
+    """The shape that the contents of a config.json describe; `where` names it in errors.
+
+    Raises:
+        ConfigError: when the family or one of its variants is not supported.
+    """
     model_type = raw.get("model_type") if isinstance(raw, dict) else None
     if model_type not in FAMILIES:
         raise ConfigError(
-            f"{key}={path}: model family {model_type!r} is not supported; "
+            f"{where}: model family {model_type!r} is not supported; "
             f"supported: {', '.join(sorted(FAMILIES))}"
         )
     if raw.get("quantization_config"):
-        raise ConfigError(
-            f"{key}={path}: a quantised checkpoint cannot be trained; give a plain one"
-        )
+        raise ConfigError(f"{where}: a quantised checkpoint cannot be trained; give a plain one")
     try:
         # Completes it with the family's defaults and brings old forms into the new one.
         hf = AutoConfig.for_model(**raw).to_dict()
     except Exception as error:  # transformers' checks have no common type
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{key}={path}: its config.json cannot be used: {reason}") from error
-    shape = FAMILIES[model_type].shape(hf, f"{key}={path}")
-    _check_sizes(shape, f"{key}={path}")
+        raise ConfigError(f"{where}: its config.json cannot be used: {reason}") from error
+    shape = FAMILIES[model_type].shape(hf, where)
+    _check_sizes(shape, where)
     return shape
 
 

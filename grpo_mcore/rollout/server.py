@@ -1,0 +1,348 @@
+"""An engine on another host: a vLLM server the user has started (`examples/serve_engine.sh`),
+behind the calls of `grpo_mcore.rollout.engine.Engine`."""
+
+import http.client
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+
+from grpo_mcore.config import RolloutConfig
+from grpo_mcore.rollout.bucket import Receipt, from_json, to_json
+from grpo_mcore.rollout.engine import Call, EngineCalls, EngineError
+from grpo_mcore.rollout.requests import Completion, Request, sampling_settings
+
+COMMAND = "examples/serve_engine.sh"
+API_KEY = "VLLM_API_KEY"
+"""The environment variable from which vLLM's servers and this client take their key."""
+POLL_SECONDS = 1.0
+ANSWER_SECONDS = 60.0
+"""Longest wait for an answer that takes no work."""
+
+
+class ServerEngine(EngineCalls):
+    """A vLLM server. The requests of one generation are under way together; a silence is the time
+    in which none of them is finished.
+
+    The server is not ours: closing leaves it running, and one that died is only waited for. Each
+    completion says by which weights it was sampled; others than those of the last sync, as of a
+    server that was started anew since, are an error.
+    """
+
+    def __init__(self, name: str, url: str, config: RolloutConfig, deadlines: dict[str, float]):
+        super().__init__(name, f"the server {url}", deadlines)
+        self.url, self.config = url, config
+        self.weights = "none"
+        """The name the server knows its weights by."""
+        self.stop_token_ids: list[int] = []
+        self.offer: BucketOffer | None = None
+        self.trainer_group = None
+        self.is_closed = False
+
+    def close(self) -> None:
+        """Leaves the server, which goes on running."""
+        self.is_closed = True
+        if self.offer:
+            self.offer.close()
+
+    def _send(self, call: Call) -> None:
+        call.begun, call.heard = time.time(), time.monotonic()
+        Thread(target=self._run, args=(call,), name=f"engine {self.name}", daemon=True).start()
+
+    def _run(self, call: Call) -> None:
+        run = getattr(self, f"_{call.method}", partial(self._on_workers, call.method))
+        try:
+            answer = "ok", run(*call.arguments)
+        except Exception as error:  # raised by `result`
+            answer = "error", str(error) or repr(error)
+        with self.news:
+            self._answered(call, answer)
+            self.news.notify_all()
+
+    def _start(self, max_model_len: int, dtype: str, stop_token_ids: list[int]) -> None:
+        """Waits until the server is up, which may have to start again first."""
+        self.stop_token_ids = stop_token_ids
+        give_up = time.monotonic() + self.deadlines["start"]
+        while (reason := silence(self.url)) and time.monotonic() < give_up:
+            time.sleep(POLL_SECONDS)
+        if reason:
+            raise EngineError(reason)
+        found = describe(self.url)
+        if reason := misfit(found, max_model_len, dtype):
+            raise EngineError(reason)
+        self._ask("/abort_requests", {})  # what an earlier trainer may have left under way
+        address = _own_address(self.url)
+        if self.config.server_transport == "nccl":
+            self._join(address, found["workers"])
+        else:
+            self.offer = BucketOffer(address)
+
+    def _generate(self, requests: list[Request]) -> None:
+        call = self._under_way()
+        waiting, outcomes = deque(enumerate(requests)), SimpleQueue()
+
+        def serve() -> None:
+            while not self.is_closed:
+                try:
+                    number, request = waiting.popleft()
+                except IndexError:  # another thread has taken the last
+                    return
+                try:
+                    outcomes.put((number, self._complete(request)))
+                except Exception as error:  # raised below
+                    outcomes.put((number, error))
+            outcomes.put((None, EngineError("is no longer used")))
+
+        for _ in range(min(self.config.max_num_seqs, len(requests))):
+            Thread(target=serve, name=f"engine {self.name}", daemon=True).start()
+        for _ in requests:
+            number, outcome = outcomes.get()
+            if isinstance(outcome, Exception):
+                waiting.clear()
+                raise outcome
+            with self.news:
+                call.heard = time.monotonic()
+                call.finished[number] = outcome
+                call.tokens += len(outcome.tokens)
+
+    def _complete(self, request: Request) -> Completion:
+        body = {
+            "token_ids": request.prompt,
+            "sampling_params": sampling_settings(request, self.stop_token_ids),
+        }
+        choice = self._ask("/inference/v1/generate", body)["choices"][0]
+        held = {span["version"] for span in choice["weight_versions"]}
+        if held != {self.weights}:
+            raise EngineError(f"its weights are {held}, it was given {self.weights}")
+        tokens = choice["token_ids"]
+        log_probs = [token["logprob"] for token in choice["logprobs"]["content"]]
+        return Completion(tokens, log_probs, choice["finish_reason"] == "stop")
+
+    def _receive_bucket(self, source: tuple, size: int, *rest) -> None:
+        """
+        Args:
+            source: ("memory", path), or ("tensor", uint8 tensor of `size` bytes).
+        """
+        if self.trainer_group is None:
+            with self.offer.of(*source) as url:
+                self._on_workers("receive_bucket", ("http", url), size, *rest)
+            return
+        asked = _in_background(self._on_workers, "receive_bucket", ("nccl", None), size, *rest)
+        with torch.cuda.device(self.trainer_group.device):
+            if not asked.done():  # refused at once: nobody would take part
+                stream = torch.cuda.current_stream()
+                self.trainer_group.broadcast(source[1], src=0, stream=stream)
+            asked.result()
+            torch.cuda.synchronize()
+
+    def _end_sync(self) -> list[Receipt]:
+        receipts = self._on_workers("end_sync")
+        # What the old weights computed must not serve the new ones.
+        if not self._ask("/reset_prefix_cache", {})["success"]:
+            raise EngineError("its prefix cache cannot be reset while it answers others")
+        self.weights = f"{self.name}/{secrets.token_hex(8)}"
+        self._ask("/update_weight_version", {"new_version": self.weights})
+        return receipts
+
+    @property
+    def _patience(self) -> float:
+        """The longest wait for the server, by which time the call has failed in any case."""
+        return max(self.deadlines.values())
+
+    def _on_workers(self, method: str, *arguments) -> list:
+        return ask_workers(self.url, self._patience, method, *arguments)
+
+    def _ask(self, path: str, body: Any) -> Any:
+        return ask(self.url, path, body, self._patience)
+
+    def _join(self, address: str, workers: int) -> None:
+        """Makes the NCCL group of this process (rank 0) and the server's workers."""
+        from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
+
+        with socket.socket() as free:
+            free.bind((address, 0))
+            port = free.getsockname()[1]
+        asked = _in_background(self._on_workers, "join_trainer", address, port)
+        device = torch.cuda.current_device()
+        self.trainer_group = stateless_init_process_group(address, port, 0, workers + 1, device)
+        asked.result()
+
+
+class BucketOffer:
+    """Serves a bucket's bytes to the workers of a server, under a path that only they are told."""
+
+    def __init__(self, address: str):
+        """`address` is this host's as the server's host reaches it."""
+        offer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if self.path != offer.path or offer.bucket is None:
+                    self.send_error(404)
+                    return
+                self.send_response(200)
+                self.end_headers()
+                with offer.bucket() as data:
+                    shutil.copyfileobj(data, self.wfile, 1 << 20)
+
+            def log_message(self, *_) -> None:
+                """Silent: a line a bucket tells nobody anything."""
+
+        self.path = f"/{secrets.token_urlsafe()}"
+        self.bucket: Callable[[], BinaryIO] | None = None
+        """Opens what is offered."""
+        self.server = ThreadingHTTPServer((address, 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://{address}:{self.server.server_port}{self.path}"
+        Thread(target=self.server.serve_forever, name="bucket offer", daemon=True).start()
+
+    @contextmanager
+    def of(self, kind: str, where: str | Tensor) -> Iterator[str]:
+        """Offers a bucket's source; gives the URL."""
+        if kind == "memory":
+            self.bucket = partial(open, where, "rb")
+        else:
+            self.bucket = partial(BytesIO, where.cpu().numpy())
+        try:
+            yield self.url
+        finally:
+            self.bucket = None
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def describe(url: str) -> dict[str, Any]:
+    """What the server at `url` says of itself (`WeightReceiver.describe`).
+
+    Raises:
+        EngineError: when there is none, or none that a trainer can use.
+    """
+    if reason := silence(url):
+        raise EngineError(f"server {url}: {reason}")
+    status, _ = exchange(url, "/inference/v1/generate", {}, ANSWER_SECONDS)
+    if status == 401:
+        raise EngineError(f"server {url}: refuses the key in the environment's {API_KEY}")
+    if status in (403, 404):
+        raise EngineError(f"server {url}: needs --enable-scale-out; {COMMAND} sets it")
+    try:
+        return ask_workers(url, ANSWER_SECONDS, "describe")[0]
+    except EngineError as error:
+        raise EngineError(
+            f"server {url}: needs VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls "
+            f"grpo_mcore.rollout.receiver.WeightReceiver; {COMMAND} sets them ({error})"
+        ) from error
+
+
+def misfit(found: dict[str, Any], max_model_len: int, dtype: str) -> str | None:
+    """Why a server that says `found` of itself cannot sample sequences of `max_model_len` tokens
+    for a model of `dtype`; None where it can."""
+    if found["max_model_len"] < max_model_len:
+        return (
+            f"has --max-model-len {found['max_model_len']}, the job's sequences have up to "
+            f"{max_model_len} tokens"
+        )
+    if found["dtype"] != dtype:
+        return f"has --dtype {found['dtype']}, the model has {dtype}"
+    if found["logprobs_mode"] != "processed_logprobs":
+        return f"has --logprobs-mode {found['logprobs_mode']}, needs processed_logprobs"
+    if found["splits_prompts"] and found["device"] == "cpu":
+        return "needs --no-enable-chunked-prefill: on a CPU seeds are not kept otherwise"
+    return None
+
+
+def silence(url: str) -> str | None:
+    """Why the server at `url` is not ready; None where it is."""
+    try:
+        status, _ = exchange(url, "/health", None, ANSWER_SECONDS)
+    except OSError as error:
+        return f"no vLLM server answers there: {error}"
+    return None if status == 200 else f"/health answered {status}"
+
+
+def ask_workers(url: str, seconds: float, method: str, *arguments) -> list:
+    """What each worker of the server at `url` answers (`WeightReceiver.call_by_http`).
+
+    Raises:
+        EngineError: as `ask`.
+    """
+    body = {"method": "call_by_http", "args": [method, to_json(arguments)]}
+    return [from_json(text) for text in ask(url, "/collective_rpc", body, seconds)["results"]]
+
+
+def ask(url: str, path: str, body: Any, seconds: float) -> Any:
+    """The JSON that the server at `url` answers to `body`, posted to `path`.
+
+    Raises:
+        EngineError: when it answers with an error, or not in so many `seconds`.
+    """
+    try:
+        status, text = exchange(url, path, body, seconds)
+    except OSError as error:
+        raise EngineError(f"server {url}: {path}: {error or type(error).__name__}") from error
+    if status != 200:
+        reason = text.decode(errors="replace")
+        raise EngineError(f"server {url}: {path} answered {status}: {reason}")
+    return json.loads(text)
+
+
+def exchange(url: str, path: str, body: Any, seconds: float) -> tuple[int, bytes]:
+    """Status and text of the answer to a GET, or where there is a `body`, a POST.
+
+    Raises:
+        OSError: when the server cannot be reached, or breaks off.
+    """
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get(API_KEY):
+        headers["Authorization"] = f"Bearer {key}"
+    data = None if body is None else json.dumps(body)
+    connection = kind(parts.hostname, parts.port, timeout=seconds)
+    try:
+        connection.request("GET" if data is None else "POST", parts.path + path, data, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except http.client.HTTPException as error:  # such as an answer that ends too early
+        raise OSError(f"{type(error).__name__}: {error}") from error
+    finally:
+        connection.close()
+
+
+def _own_address(url: str) -> str:
+    """This host's address on the way to the server."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    with socket.create_connection((parts.hostname, port), ANSWER_SECONDS) as connection:
+        return connection.getsockname()[0]
+
+
+def _in_background(function: Callable, *arguments) -> Future:
+    """Runs `function` in a thread that does not keep the process alive."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:  # raised by the future's result()
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
