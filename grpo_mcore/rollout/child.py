@@ -13,7 +13,7 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 
-from grpo_mcore.rollout.bucket import Receipt
+from grpo_mcore.rollout.bucket import Delivery, Receipt
 from grpo_mcore.rollout.requests import Completion, Generated, Request
 
 
@@ -52,17 +52,21 @@ class Child:
         completions = [_completion(output.outputs[0]) for output in outputs]
         return Generated(completions, started, time.time())
 
-    def begin_sync(self) -> None:
-        self.llm.collective_rpc("begin_sync")
+    def begin_sync(self, delivery: Delivery | None) -> None:
+        self.llm.collective_rpc("begin_sync", args=(delivery,))
 
-    def receive_bucket(self, *arguments) -> None:
-        self.llm.collective_rpc("receive_bucket", args=arguments)
+    def receive_bucket(self, number: int, place: int) -> None:
+        self.llm.collective_rpc("receive_bucket", args=(number, place))
 
     def end_sync(self) -> list[Receipt]:
         receipts = self.llm.collective_rpc("end_sync")
         # What the old weights computed must not serve the new ones.
         self.llm.reset_prefix_cache()
         return receipts
+
+    def ask_workers(self, method: str, *arguments) -> list:
+        """What `method` of each worker's extension answers."""
+        return self.llm.collective_rpc(method, args=arguments)
 
     def sleep(self) -> None:
         self.llm.sleep(level=1)

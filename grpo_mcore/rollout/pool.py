@@ -8,12 +8,15 @@ from grpo_mcore import device
 from grpo_mcore.config import RolloutConfig
 from grpo_mcore.errors import KnownError
 from grpo_mcore.parallel.groups import Role
-from grpo_mcore.rollout.engine import Engine
+from grpo_mcore.rollout.engine import Engine, EngineError
 from grpo_mcore.rollout.requests import Completion, Generated, Request
 
 WAKE_ORDER = ("weights", "kv_cache", "scheduling")
 """What wakes after sleep. Weights come first and are loaded before the key-value cache takes its
 memory, so that old weights, new weights and cache never stand side by side."""
+
+
+WORKER_EXTENSION = "grpo_mcore.rollout.receiver.WeightReceiver"
 
 
 class StaleEngine(KnownError, RuntimeError):
@@ -23,8 +26,8 @@ class StaleEngine(KnownError, RuntimeError):
 class RolloutPool:
     """The engines of `role`. Every method is called by all its ranks, with the same arguments.
 
-    `version` is the trainer version whose weights all engines were proven to hold; -1 before the
-    first sync.
+    Attributes:
+        versions: by engine, the trainer version whose weights it was proven to hold; -1: none.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class RolloutPool:
         log_dir: Path,
     ):
         """Starts the engines without waiting for them; `wait_until_ready` does."""
-        self.role, self.version, self.engines = role, -1, engines
+        self.role, self.engines, self.versions = role, engines, [-1] * engines
         self.tensor_parallel, self.ready = tensor_parallel, False
         self.asleep: set[str] = set()
         self.pending: deque[Ticket] = deque()
@@ -57,6 +60,27 @@ class RolloutPool:
             )
             arguments = _llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config)
             self.engine.submit("start", arguments, stop_token_ids)
+
+    @property
+    def version(self) -> int:
+        """The trainer version that every engine holds, or an older one; -1: some hold none."""
+        return min(self.versions)
+
+    def behind(self, version: int) -> list[int]:
+        """Engines that do not hold the weights of trainer `version`."""
+        return [engine for engine, held in enumerate(self.versions) if held != version]
+
+    def restart(self, failures: dict[int, str]) -> None:
+        """Raises EngineError on every rank.
+
+        Args:
+            failures: by engine, what happened to it.
+        """
+        raise EngineError("\n".join(failures.values()))
+
+    def leader(self, engine: int) -> int:
+        """The rank that talks to `engine`."""
+        return engine * (self.role.layout.size // self.engines)
 
     def wait_until_ready(self) -> None:
         """Returns when the engines accept weights."""
@@ -85,7 +109,7 @@ class RolloutPool:
 
     def require(self, version: int) -> None:
         """Raises StaleEngine unless the engines hold the weights of trainer `version`."""
-        if version != self.version:
+        if self.behind(version):
             raise StaleEngine(
                 f"{self.role.name}: engines hold version {self.version}, trainer is at {version}"
             )
@@ -157,7 +181,7 @@ def _llm_arguments(
         "generation_config": "vllm",  # sampling settings are ours, not the model directory's
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",
-        "worker_extension_cls": "grpo_mcore.rollout.receiver.WeightReceiver",
+        "worker_extension_cls": WORKER_EXTENSION,
         "disable_log_stats": True,
     }
     if device.is_cuda():

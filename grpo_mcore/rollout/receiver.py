@@ -1,19 +1,27 @@
 """The end of the weight sync inside each vLLM worker (vLLM's `worker_extension_cls`)."""
 
 import torch
+from torch import Tensor
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
-from grpo_mcore.rollout.bucket import Receipt, Slot, checksum, open_buffer, unpack
+from grpo_mcore.rollout.bucket import Delivery, Receipt, checksums, open_buffer, view
 
 
 class WeightReceiver:
     """Methods vLLM adds to its worker; called on every worker through `collective_rpc`."""
 
-    def begin_sync(self) -> None:
+    def begin_sync(self, delivery: Delivery | None) -> None:
         """Readies the live model for new weights; vLLM repacks some layers at load, so they are
-        rebuilt layer by layer."""
+        rebuilt layer by layer.
+
+        Args:
+            delivery: None: as last time.
+        """
+        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        if delivery:
+            self.delivery, self.buffers = delivery, self._open(delivery)
         model = self.model_runner.model
         # A tied output layer is the embedding itself, and named once.
         self.not_loaded = {name for name, _ in model.named_parameters()}
@@ -24,24 +32,26 @@ class WeightReceiver:
                 if getattr(getattr(layer, "quant_method", None), "moe_kernel", None):
                     layer.quant_method.moe_kernel = None
         initialize_layerwise_reload(model)
-        self.received: dict[str, str] = {}
+        for layer in model.modules():
+            if isinstance(layer, VocabParallelEmbedding):
+                # Rows of padding are not loaded; vLLM would wait for them to the end of the sync.
+                rows = layer.shard_indices.num_org_elements
+                layer.weight.weight_loader_numel = rows * layer.weight.shape[1]
+        self.received: dict[str, int] = {}
 
-    def receive_bucket(self, source: tuple, size: int, slots: list[Slot]) -> None:
-        """Loads one bucket.
-
-        Args:
-            source: ("memory", path), or ("cuda", handles) with one IPC handle for each worker.
-        """
-        kind, where = source
-        if kind == "memory":
-            buffer = open_buffer(where, size)
-        else:
-            arguments = list(where[self.rank])
-            arguments[6] = torch.cuda.current_device()  # the device's number in this process
-            buffer = rebuild_cuda_tensor(*arguments)
-        tensors = unpack(buffer, slots)
-        self.received |= {name: checksum(tensor) for name, tensor in tensors.items()}
-        self.not_loaded -= self.model_runner.model.load_weights(tensors.items())
+    def receive_bucket(self, number: int, place: int) -> None:
+        """Loads bucket `number`, which lies in buffer `place`. The buffer may be written again as
+        soon as this returns."""
+        tensors = view(self.buffers[place], self.delivery.buckets[number])
+        names = list(tensors)
+        if self.delivery.source[0] == "memory":
+            # All workers read the same bytes, and share the work.
+            names = names[self.rank :: self.parallel_config.tensor_parallel_size]
+        sums = checksums([tensors[name] for name in names]).tolist()
+        self.received |= zip(names, sums, strict=True)
+        model = self.model_runner.model
+        self.not_loaded -= model.load_weights(tensors.items())
+        _keep_what_waits(model, self.buffers[place])
 
     def end_sync(self) -> Receipt:
         """Finishes the load."""
@@ -51,6 +61,30 @@ class WeightReceiver:
         finalize_layerwise_reload(model, self.model_runner.model_config)
         # A tied output layer loads nothing itself, so vLLM leaves its repacked copy of the old
         # embedding in place.
-        if self.model_runner.model_config.hf_text_config.tie_word_embeddings:
+        tied = self.model_runner.model_config.hf_text_config.tie_word_embeddings
+        if tied and "model.embed_tokens.weight" not in self.not_loaded:
             model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
         return Receipt(self.received, sorted(self.not_loaded))
+
+    def _open(self, delivery: Delivery) -> list[Tensor]:
+        kind, where = delivery.source
+        if kind == "memory":
+            return [open_buffer(path, delivery.size) for path in where]
+        buffers = []
+        for handle in where[self.rank]:
+            arguments = list(handle)
+            arguments[6] = torch.cuda.current_device()  # the device's number in this process
+            buffers.append(rebuild_cuda_tensor(*arguments))
+        return buffers
+
+
+def _keep_what_waits(model: torch.nn.Module, buffer: Tensor) -> None:
+    """Copies what vLLM holds back, of layers that are not complete yet, out of `buffer`."""
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    shared = buffer.untyped_storage().data_ptr()
+    for layer in model.modules():
+        for _, call in get_layerwise_info(layer).loaded_weights:
+            for name, value in call.arguments.items():
+                if isinstance(value, Tensor) and value.untyped_storage().data_ptr() == shared:
+                    call.arguments[name] = value.clone()

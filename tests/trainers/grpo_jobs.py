@@ -126,7 +126,7 @@ class SharedEngine:
         if self.pool is None:
             self.pool = start_engines(role, model, tokenizer, POSITIONS, *others)
             self.end, self.pool.close = self.pool.close, lambda: None
-        self.pool.role, self.pool.version = role, -1
+        self.pool.role, self.pool.versions = role, [-1]
         self.pool.pending.clear()
         return self.pool
 
