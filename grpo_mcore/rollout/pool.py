@@ -217,5 +217,7 @@ def _environment(tensor_parallel: int) -> dict[str, str]:
         return environment | {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
     return environment | {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores
+        # Repacking of layers at every sync leaves holes in the heap; these go back to the system.
+        "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
         "TORCHDYNAMO_DISABLE": "1",  # compiling one small sampling function takes 10 s
     }

@@ -17,7 +17,6 @@ class WeightReceiver:
         Args:
             delivery: None: as last time.
         """
-        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         if delivery:
@@ -31,12 +30,15 @@ class WeightReceiver:
             for layer in model.modules():
                 if getattr(getattr(layer, "quant_method", None), "moe_kernel", None):
                     layer.quant_method.moe_kernel = None
+        # These lie as they come and are loaded in place: no second copy of the largest tensors.
+        embeddings = _embeddings(model)
+        for layer in embeddings:
+            _reload_info(layer).load_numel_total = 0  # vLLM takes the layer for prepared
+            if self.device.type == "cpu" and layer is not model.lm_head:
+                layer.cpu_linear = None  # a repacked copy that nothing multiplies by
         initialize_layerwise_reload(model)
-        for layer in model.modules():
-            if isinstance(layer, VocabParallelEmbedding):
-                # Rows of padding are not loaded; vLLM would wait for them to the end of the sync.
-                rows = layer.shard_indices.num_org_elements
-                layer.weight.weight_loader_numel = rows * layer.weight.shape[1]
+        for layer in embeddings:
+            _reload_info(layer).reset()
         self.received: dict[str, int] = {}
 
     def receive_bucket(self, number: int, place: int) -> None:
@@ -59,10 +61,10 @@ class WeightReceiver:
 
         model = self.model_runner.model
         finalize_layerwise_reload(model, self.model_runner.model_config)
-        # A tied output layer loads nothing itself, so vLLM leaves its repacked copy of the old
-        # embedding in place.
         tied = self.model_runner.model_config.hf_text_config.tie_word_embeddings
-        if tied and "model.embed_tokens.weight" not in self.not_loaded:
+        source = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        if self.device.type == "cpu" and source not in self.not_loaded:
+            model.lm_head.cpu_linear = None  # the repacked copy that it multiplies by
             model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
         return Receipt(self.received, sorted(self.not_loaded))
 
@@ -78,13 +80,29 @@ class WeightReceiver:
         return buffers
 
 
+def _embeddings(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The embedding and the output layer, unless they are quantised."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+    return [
+        layer
+        for layer in model.modules()
+        if isinstance(getattr(layer, "quant_method", None), UnquantizedEmbeddingMethod)
+    ]
+
+
+def _reload_info(layer: torch.nn.Module):
+    """vLLM's record of a layer that is being loaded."""
+    from vllm.model_executor.model_loader.reload import layerwise
+
+    return layerwise.get_layerwise_info(layer)
+
+
 def _keep_what_waits(model: torch.nn.Module, buffer: Tensor) -> None:
     """Copies what vLLM holds back, of layers that are not complete yet, out of `buffer`."""
-    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-
     shared = buffer.untyped_storage().data_ptr()
     for layer in model.modules():
-        for _, call in get_layerwise_info(layer).loaded_weights:
+        for _, call in _reload_info(layer).loaded_weights:
             for name, value in call.arguments.items():
                 if isinstance(value, Tensor) and value.untyped_storage().data_ptr() == shared:
                     call.arguments[name] = value.clone()
