@@ -1,7 +1,8 @@
 """How one Megatron parameter, sharded over tensor parallel ranks, is made of Hugging Face tensors.
 
-Each rule reads one rank's shard (`shard`) and joins all shards back (`merge`); one is the inverse
-of the other, bit for bit.
+Each rule reads one rank's shard (`shard`), joins all shards back (`merge`), and says where in whole
+tensors a shard belongs (`places`), so that it can be written there without joining; each undoes
+`shard`, bit for bit.
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,10 @@ class Rule(Protocol):
     def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
         """Hugging Face tensors by name, from the shards in rank order."""
 
+    def places(self, tensors: dict[str, Tensor], rank: int, size: int) -> list[Tensor]:
+        """Views of Hugging Face `tensors` that rank `rank`'s shard fills row by row, in its order;
+        rows it has beyond them are padding."""
+
 
 @dataclass(frozen=True)
 class Replicated:
@@ -47,6 +52,9 @@ class Replicated:
 
     def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
         return {self.name: shards[0]}
+
+    def places(self, tensors: dict[str, Tensor], rank: int, size: int) -> list[Tensor]:
+        return [tensors[self.name]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,9 @@ class Columns:
     def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
         return {self.name: _join(shards, dim=1)}
 
+    def places(self, tensors: dict[str, Tensor], rank: int, size: int) -> list[Tensor]:
+        return [tensors[self.name].chunk(size, dim=1)[rank]]
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -83,6 +94,9 @@ class Rows:
 
     def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
         return {self.name: _join(shards)}
+
+    def places(self, tensors: dict[str, Tensor], rank: int, size: int) -> list[Tensor]:
+        return [tensors[self.name].chunk(size)[rank]]
 
 
 @dataclass(frozen=True)
@@ -107,6 +121,10 @@ class VocabRows:
     def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
         return {self.name: _join(shards)[: self.vocab]}
 
+    def places(self, tensors: dict[str, Tensor], rank: int, size: int) -> list[Tensor]:
+        rows = -(-self.vocab // size)
+        return [tensors[self.name][rank * rows : (rank + 1) * rows]]
+
 
 @dataclass(frozen=True)
 class GateUp:
@@ -128,6 +146,9 @@ class GateUp:
     def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
         gates, ups = zip(*(shard.chunk(2) for shard in shards), strict=True)
         return {self.gate: _join(gates), self.up: _join(ups)}
+
+    def places(self, tensors: dict[str, Tensor], rank: int, size: int) -> list[Tensor]:
+        return [tensors[name].chunk(size)[rank] for name in (self.gate, self.up)]
 
 
 @dataclass(frozen=True)
@@ -162,6 +183,11 @@ class QKV:
         return {
             name: part.flatten(0, 1) for (name, _), part in zip(self._parts(), parts, strict=True)
         }
+
+    def places(self, tensors: dict[str, Tensor], rank: int, size: int) -> list[Tensor]:
+        held = self.groups // size
+        whole = [tensors[name].unflatten(0, (self.groups, -1)) for name, _ in self._parts()]
+        return [part[group] for group in range(rank * held, (rank + 1) * held) for part in whole]
 
     def _parts(self) -> list[tuple[str, int]]:
         return [(self.query, self.queries_per_group), (self.key, 1), (self.value, 1)]

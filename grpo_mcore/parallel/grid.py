@@ -45,6 +45,10 @@ class Layout:
     def rank(self, tensor: int, pipeline: int, expert: int, replica: int) -> int:
         return tensor + self.tensor * (expert + self.expert * replica + self.data * pipeline)
 
+    def stage(self, rank: int) -> int:
+        """The pipeline stage of `rank`."""
+        return rank // (self.tensor * self.data)
+
     def ranks_along(self, *dimensions: str) -> list[list[int]]:
         """The rank sets that vary over `dimensions` ("tensor", "pipeline", "data", or of "data"
         only "expert" or "replica") and share every other coordinate."""

@@ -1,4 +1,4 @@
-"""A bucket of tensors in one flat buffer, and the checksum that proves it arrived.
+"""A bucket of tensors in one flat buffer, and the checksums that prove it arrived.
 
 On a CPU the buffer is anonymous shared memory, which the system frees with its last user however
 that one dies; on a GPU it is device memory whose CUDA IPC handle travels.
@@ -8,9 +8,11 @@ import json
 import os
 import urllib.request
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 import xxhash
 from torch import Tensor
@@ -18,6 +20,10 @@ from torch import Tensor
 ALIGNMENT = 512
 FETCH_SECONDS = 600
 """Longest silence of a trainer in the middle of a bucket that is fetched from it."""
+BUFFERS = 2
+"""One is filled while the other is read."""
+_WORDS = 1 << 22
+"""Words of a tensor that `word_sum` looks at together; it needs 24 bytes for each."""
 
 
 @dataclass(frozen=True)
@@ -29,24 +35,45 @@ class Slot:
     shape: tuple[int, ...]
     offset: int
 
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * getattr(torch, self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What an engine is told once of all syncs to come.
+
+    Attributes:
+        source: ("memory", paths of the buffers), or ("cuda", their IPC handles by worker); for
+            servers ("tensor", the buffers themselves), which reach their workers as ("http", URLs)
+            or ("nccl", one None for each), broadcast by the trainer.
+        size: bytes of a buffer.
+        buckets: what lies where in each bucket.
+    """
+
+    source: tuple[str, list]
+    size: int
+    buckets: list[list[Slot]]
+
 
 @dataclass(frozen=True)
 class Receipt:
-    """What one worker got in a sync: each tensor's checksum by its Hugging Face name, and which of
+    """What one worker got in a sync: checksums of tensors by their Hugging Face names, and which of
     the worker's own parameters nothing was loaded into."""
 
-    checksums: dict[str, str]
+    checksums: dict[str, int]
     not_loaded: list[str]
 
 
 def to_json(value: Any) -> str:
-    """`value`, in which slots and receipts may lie, as text (tuples become lists)."""
+    """`value`, in which slots, deliveries and receipts may lie, as text (tuples become lists)."""
     return json.dumps(value, default=lambda part: {type(part).__name__: vars(part)})
 
 
 def from_json(text: str) -> Any:
     """What `to_json` was given."""
-    kinds = {kind.__name__: kind for kind in (Slot, Receipt)}
+    kinds = {kind.__name__: kind for kind in (Slot, Delivery, Receipt)}
 
     def rebuild(part: dict) -> Any:
         name = next(iter(part), None)
@@ -55,31 +82,54 @@ def from_json(text: str) -> Any:
     return json.loads(text, object_hook=rebuild)
 
 
-def pack(tensors: dict[str, Tensor], buffer: Tensor) -> list[Slot]:
-    """Copies `tensors` into the uint8 `buffer`, side by side."""
+def arrange(sizes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> tuple[list[Slot], int]:
+    """Slots side by side for tensors of these sizes, and the bytes they take."""
     slots, offset = [], 0
-    for name, tensor in tensors.items():
-        slot = Slot(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset)
-        _view(buffer, slot).copy_(tensor)
-        slots.append(slot)
-        offset += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-    return slots
+    for name, size in sizes.items():
+        slots.append(Slot(name, str(dtype).removeprefix("torch."), size, offset))
+        offset += -(-torch.Size(size).numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+    return slots, offset
 
 
-def unpack(buffer: Tensor, slots: list[Slot]) -> dict[str, Tensor]:
-    """Copies of the bucket's tensors: the engine may keep them past the next bucket's arrival."""
-    return {slot.name: _view(buffer, slot).clone() for slot in slots}
-
-
-def packed_bytes(tensor_bytes: int, tensors: int) -> int:
-    """Room that `tensors` of `tensor_bytes` together need, alignment included."""
-    return tensor_bytes + tensors * ALIGNMENT
+def view(buffer: Tensor, slots: list[Slot]) -> dict[str, Tensor]:
+    """The tensors that lie in the uint8 `buffer`."""
+    return {slot.name: _view(buffer, slot) for slot in slots}
 
 
 def checksum(tensor: Tensor) -> str:
     """XXH3 of the tensor's bytes."""
-    flat = tensor.detach().cpu().contiguous().view(-1)
-    return xxhash.xxh3_64_hexdigest(flat.view(torch.uint8).numpy()) if flat.numel() else "empty"
+    return f"{_xxh3(tensor):016x}"
+
+
+def checksums(tensors: Sequence[Tensor]) -> Tensor:
+    """A 64-bit number for the bytes of each tensor: [tensors], int64, where they are.
+
+    On a CPU it is XXH3. A GPU's are summed up there (`word_sum`), because to bring a model to the
+    host would take longer than its sync. Both ends of a sync are of one kind.
+    """
+    if tensors and tensors[0].is_cuda:
+        return torch.stack([word_sum(tensor) for tensor in tensors])
+    numbers = numpy.array([_xxh3(tensor) for tensor in tensors], numpy.uint64)
+    return torch.from_numpy(numbers.view(numpy.int64))
+
+
+def word_sum(tensor: Tensor) -> Tensor:
+    """The tensor's bytes as 32-bit words, each times an odd number that depends on its position,
+    and the number of bytes, summed modulo 2^64: a scalar, int64, where the tensor is.
+
+    No change of one word leaves the sum as it was, for an odd factor has an inverse; an exchange of
+    two does once in 2^32 times or less.
+    """
+    bytes_ = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    whole = len(bytes_) // 4 * 4
+    rest = bytes_.new_zeros(4)
+    rest[: len(bytes_) - whole] = bytes_[whole:]
+    total = _weighted(rest.view(torch.int32), whole // 4) + len(bytes_)
+    start = 0
+    for words in bytes_[:whole].view(torch.int32).split(_WORDS):
+        total = total + _weighted(words, start)
+        start += len(words)
+    return total
 
 
 def shared_buffer(size: int) -> tuple[Tensor, str]:
@@ -97,26 +147,35 @@ def open_buffer(path: str, size: int) -> Tensor:
     return torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
 
 
-def fetch_buffer(url: str, size: int) -> Tensor:
-    """The uint8 buffer of `size` bytes that the trainer offers at `url`.
+def fetch_buffer(url: str, buffer: Tensor) -> None:
+    """Fills the uint8 `buffer`, on the CPU, with what the trainer offers at `url`.
 
     Raises:
         OSError: when the trainer cannot be reached, or sends less.
     """
-    buffer = torch.empty(size, dtype=torch.uint8)
-    view = memoryview(buffer.numpy())
+    room, read = memoryview(buffer.numpy()), 0
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(url, timeout=FETCH_SECONDS) as answer:
-        read = 0
-        while count := answer.readinto(view[read:]):
+        while count := answer.readinto(room[read:]):
             read += count
-    if read != size:
-        raise OSError(f"{url} ended after {read} of {size} bytes")
-    return buffer
+    if read != len(buffer):
+        raise OSError(f"{url} ended after {read} of {len(buffer)} bytes")
 
 
 def _view(buffer: Tensor, slot: Slot) -> Tensor:
-    dtype = getattr(torch, slot.dtype)
-    count = torch.Size(slot.shape).numel()
-    part = buffer[slot.offset : slot.offset + count * dtype.itemsize]
-    return part.view(dtype).view(slot.shape)
+    part = buffer[slot.offset : slot.offset + slot.nbytes]
+    return part.view(getattr(torch, slot.dtype)).view(slot.shape)
+
+
+def _xxh3(tensor: Tensor) -> int:
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return xxhash.xxh3_64_intdigest(flat.view(torch.uint8).numpy())
+
+
+def _weighted(words: Tensor, start: int) -> Tensor:
+    """Sum of `words`, the first of which stands at position `start`, times their factors."""
+    factors = torch.arange(start, start + len(words), device=words.device).add_(1)
+    # An odd constant spreads positions over 64 bits, and the shift brings high bits down.
+    factors.mul_(-7046029254386353131)
+    factors.bitwise_xor_(factors >> 32).bitwise_or_(1)
+    return (factors * words).sum()

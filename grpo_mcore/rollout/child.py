@@ -14,7 +14,7 @@ import traceback
 from multiprocessing.connection import Connection, wait
 from threading import Thread
 
-from grpo_mcore.rollout.bucket import Receipt
+from grpo_mcore.rollout.bucket import Delivery, Receipt
 from grpo_mcore.rollout.guard import end_with_parent
 from grpo_mcore.rollout.requests import Completion, Request, sampling_settings
 
@@ -53,17 +53,21 @@ class Child:
                 told = time.monotonic()
                 self.connection.send(("progress", (done, of_finished + self._unfinished())))
 
-    def begin_sync(self) -> None:
-        self.llm.collective_rpc("begin_sync")
+    def begin_sync(self, delivery: Delivery | None) -> None:
+        self.llm.collective_rpc("begin_sync", args=(delivery,))
 
-    def receive_bucket(self, *arguments) -> None:
-        self.llm.collective_rpc("receive_bucket", args=arguments)
+    def receive_bucket(self, number: int, place: int) -> None:
+        self.llm.collective_rpc("receive_bucket", args=(number, place))
 
     def end_sync(self) -> list[Receipt]:
         receipts = self.llm.collective_rpc("end_sync")
         # What the old weights computed must not serve the new ones.
         self.llm.reset_prefix_cache()
         return receipts
+
+    def ask_workers(self, method: str, *arguments) -> list:
+        """What `method` of each worker's extension answers."""
+        return self.llm.collective_rpc(method, args=arguments)
 
     def sleep(self, level: int) -> None:
         self.llm.sleep(level=level)

@@ -28,6 +28,9 @@ PROGRESS_SECONDS = 30.0
 """Whoever waits longer for a generation is told every so often how far it is."""
 
 
+WORKER_EXTENSION = "grpo_mcore.rollout.receiver.WeightReceiver"
+
+
 class StaleEngine(KnownError, RuntimeError):
     """Generation was asked of an engine that does not hold the trainer's weights."""
 
@@ -101,6 +104,10 @@ class RolloutPool:
     def behind(self, version: int) -> list[int]:
         """Replicas that do not hold `version`."""
         return [replica for replica, held in enumerate(self.versions) if held != version]
+
+    def leader(self, replica: int) -> int:
+        """The rank that talks to the replica's engine."""
+        return replica * (self.role.layout.size // self.engines)
 
     def wait_until_ready(self) -> None:
         """Returns when the engines accept weights."""
@@ -394,7 +401,7 @@ def _llm_arguments(
         "generation_config": "vllm",  # sampling settings are ours, not the model directory's
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",
-        "worker_extension_cls": "grpo_mcore.rollout.receiver.WeightReceiver",
+        "worker_extension_cls": WORKER_EXTENSION,
         "disable_log_stats": True,
     }
     if config.quantization:

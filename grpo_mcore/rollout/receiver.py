@@ -1,17 +1,18 @@
 """The end of the weight sync inside each vLLM worker (vLLM's `worker_extension_cls`)."""
 
 import torch
+from torch import Tensor
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
 from grpo_mcore.rollout.bucket import (
+    Delivery,
     Receipt,
-    Slot,
-    checksum,
+    checksums,
     fetch_buffer,
     from_json,
     open_buffer,
     to_json,
-    unpack,
+    view,
 )
 
 
@@ -52,11 +53,17 @@ class WeightReceiver:
         )
         self.trainer_group = worker_init_process_group(info, self.parallel_config)
 
-    def begin_sync(self) -> None:
+    def begin_sync(self, delivery: Delivery | None) -> None:
         """Readies the live model for new weights; vLLM repacks some layers at load, so they are
-        rebuilt layer by layer."""
+        rebuilt layer by layer.
+
+        Args:
+            delivery: None: as last time.
+        """
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        if delivery:
+            self.delivery, self.buffers = delivery, self._open(delivery)
         model = self.model_runner.model
         # A tied output layer is the embedding itself, and named once.
         self.not_loaded = {name for name, _ in model.named_parameters()}
@@ -66,31 +73,31 @@ class WeightReceiver:
             for layer in model.modules():
                 if getattr(getattr(layer, "quant_method", None), "moe_kernel", None):
                     layer.quant_method.moe_kernel = None
+        # These lie as they come and are loaded in place: no second copy of the largest tensors.
+        embeddings = _embeddings(model)
+        for layer in embeddings:
+            _reload_info(layer).load_numel_total = 0  # vLLM takes the layer for prepared
+            if self.device.type == "cpu" and layer is not model.lm_head:
+                layer.cpu_linear = None  # a repacked copy that nothing multiplies by
         initialize_layerwise_reload(model)
-        self.received: dict[str, str] = {}
+        for layer in embeddings:
+            _reload_info(layer).reset()
+        self.received: dict[str, int] = {}
 
-    def receive_bucket(self, source: tuple, size: int, slots: list[Slot]) -> None:
-        """Loads one bucket.
-
-        Args:
-            source: ("memory", path); ("cuda", handles) with one IPC handle for each worker;
-                ("http", url); or ("nccl", None), broadcast by the trainer (`join_trainer`).
-        """
-        kind, where = source
-        if kind == "memory":
-            buffer = open_buffer(where, size)
-        elif kind == "http":
-            buffer = fetch_buffer(where, size).to(self.device)
-        elif kind == "nccl":
-            buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
-            self.trainer_group.broadcast(buffer, src=0, stream=torch.cuda.current_stream())
-        else:
-            arguments = list(where[self.rank])
-            arguments[6] = torch.cuda.current_device()  # the device's number in this process
-            buffer = rebuild_cuda_tensor(*arguments)
-        tensors = unpack(buffer, slots)
-        self.received |= {name: checksum(tensor) for name, tensor in tensors.items()}
-        self.not_loaded -= self.model_runner.model.load_weights(tensors.items())
+    def receive_bucket(self, number: int, place: int) -> None:
+        """Loads bucket `number`, which lies in buffer `place`. The buffer may be written again as
+        soon as this returns."""
+        self._fetch(place)
+        tensors = view(self.buffers[place], self.delivery.buckets[number])
+        names = list(tensors)
+        if self.delivery.source[0] == "memory":
+            # All workers read the same bytes, and share the work.
+            names = names[self.rank :: self.parallel_config.tensor_parallel_size]
+        sums = checksums([tensors[name] for name in names]).tolist()
+        self.received |= zip(names, sums, strict=True)
+        model = self.model_runner.model
+        self.not_loaded -= model.load_weights(tensors.items())
+        _keep_what_waits(model, self.buffers[place])
 
     def end_sync(self) -> Receipt:
         """Finishes the load."""
@@ -98,8 +105,64 @@ class WeightReceiver:
 
         model = self.model_runner.model
         finalize_layerwise_reload(model, self.model_runner.model_config)
-        # A tied output layer loads nothing itself, so vLLM leaves its repacked copy of the old
-        # embedding in place.
-        if self.model_runner.model_config.hf_text_config.tie_word_embeddings:
+        tied = self.model_runner.model_config.hf_text_config.tie_word_embeddings
+        source = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        if self.device.type == "cpu" and source not in self.not_loaded:
+            model.lm_head.cpu_linear = None  # the repacked copy that it multiplies by
             model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
         return Receipt(self.received, sorted(self.not_loaded))
+
+    def _fetch(self, place: int) -> None:
+        """Fills buffer `place`, where it is not one of the trainer's own."""
+        (kind, where), buffer = self.delivery.source, self.buffers[place]
+        if kind == "http" and buffer.is_cpu:
+            fetch_buffer(where[place], buffer)
+        elif kind == "http":
+            fetched = torch.empty(len(buffer), dtype=torch.uint8)
+            fetch_buffer(where[place], fetched)
+            buffer.copy_(fetched)
+        elif kind == "nccl":
+            self.trainer_group.broadcast(buffer, src=0, stream=torch.cuda.current_stream())
+
+    def _open(self, delivery: Delivery) -> list[Tensor]:
+        kind, where = delivery.source
+        if kind == "memory":
+            return [open_buffer(path, delivery.size) for path in where]
+        if kind in ("http", "nccl"):
+            return [
+                torch.empty(delivery.size, dtype=torch.uint8, device=self.device) for _ in where
+            ]
+        buffers = []
+        for handle in where[self.rank]:
+            arguments = list(handle)
+            arguments[6] = torch.cuda.current_device()  # the device's number in this process
+            buffers.append(rebuild_cuda_tensor(*arguments))
+        return buffers
+
+
+def _embeddings(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The embedding and the output layer, unless they are quantised."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+    return [
+        layer
+        for layer in model.modules()
+        if isinstance(getattr(layer, "quant_method", None), UnquantizedEmbeddingMethod)
+    ]
+
+
+def _reload_info(layer: torch.nn.Module):
+    """vLLM's record of a layer that is being loaded."""
+    from vllm.model_executor.model_loader.reload import layerwise
+
+    return layerwise.get_layerwise_info(layer)
+
+
+def _keep_what_waits(model: torch.nn.Module, buffer: Tensor) -> None:
+    """Copies what vLLM holds back, of layers that are not complete yet, out of `buffer`."""
+    shared = buffer.untyped_storage().data_ptr()
+    for layer in model.modules():
+        for _, call in _reload_info(layer).loaded_weights:
+            for name, value in call.arguments.items():
+                if isinstance(value, Tensor) and value.untyped_storage().data_ptr() == shared:
+                    call.arguments[name] = value.clone()

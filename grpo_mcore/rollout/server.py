@@ -9,12 +9,13 @@ import shutil
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, BinaryIO
@@ -23,8 +24,9 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+from grpo_mcore import device
 from grpo_mcore.config import RolloutConfig
-from grpo_mcore.rollout.bucket import Receipt, from_json, to_json
+from grpo_mcore.rollout.bucket import Delivery, Receipt, from_json, to_json
 from grpo_mcore.rollout.engine import Call, EngineCalls, EngineError
 from grpo_mcore.rollout.requests import Completion, Request, sampling_settings
 
@@ -53,6 +55,8 @@ class ServerEngine(EngineCalls):
         self.stop_token_ids: list[int] = []
         self.offer: BucketOffer | None = None
         self.trainer_group = None
+        self.buffers: Sequence[str | Tensor] = ()
+        """The trainer's, from which the workers' are filled."""
         self.is_closed = False
 
     def close(self) -> None:
@@ -134,20 +138,25 @@ class ServerEngine(EngineCalls):
         log_probs = [token["logprob"] for token in choice["logprobs"]["content"]]
         return Completion(tokens, log_probs, choice["finish_reason"] == "stop")
 
-    def _receive_bucket(self, source: tuple, size: int, *rest) -> None:
-        """
-        Args:
-            source: ("memory", path), or ("tensor", uint8 tensor of `size` bytes).
-        """
-        if self.trainer_group is None:
-            with self.offer.of(*source) as url:
-                self._on_workers("receive_bucket", ("http", url), size, *rest)
+    def _begin_sync(self, delivery: Delivery | None) -> None:
+        if delivery:
+            kind, self.buffers = delivery.source
+            if self.offer:
+                source = "http", self.offer.urls(kind, self.buffers)
+            else:
+                source = "nccl", [None] * len(self.buffers)
+            delivery = replace(delivery, source=source)
+        self._on_workers("begin_sync", delivery)
+
+    def _receive_bucket(self, number: int, place: int) -> None:
+        if self.offer:
+            self._on_workers("receive_bucket", number, place)
             return
-        asked = _in_background(self._on_workers, "receive_bucket", ("nccl", None), size, *rest)
+        asked = _in_background(self._on_workers, "receive_bucket", number, place)
         with torch.cuda.device(self.trainer_group.device):
             if not asked.done():  # refused at once: nobody would take part
                 stream = torch.cuda.current_stream()
-                self.trainer_group.broadcast(source[1], src=0, stream=stream)
+                self.trainer_group.broadcast(self.buffers[place], src=0, stream=stream)
             asked.result()
             torch.cuda.synchronize()
 
@@ -159,6 +168,9 @@ class ServerEngine(EngineCalls):
         self.weights = f"{self.name}/{secrets.token_hex(8)}"
         self._ask("/update_weight_version", {"new_version": self.weights})
         return receipts
+
+    def _ask_workers(self, method: str, *arguments) -> list:
+        return self._on_workers(method, *arguments)
 
     @property
     def _patience(self) -> float:
@@ -179,50 +191,47 @@ class ServerEngine(EngineCalls):
             free.bind((address, 0))
             port = free.getsockname()[1]
         asked = _in_background(self._on_workers, "join_trainer", address, port)
-        device = torch.cuda.current_device()
-        self.trainer_group = stateless_init_process_group(address, port, 0, workers + 1, device)
+        own = torch.cuda.current_device()
+        self.trainer_group = stateless_init_process_group(address, port, 0, workers + 1, own)
         asked.result()
 
 
 class BucketOffer:
-    """Serves a bucket's bytes to the workers of a server, under a path that only they are told."""
+    """Serves the buffers of buckets to the workers of a server, under paths that only they are
+    told."""
 
     def __init__(self, address: str):
         """`address` is this host's as the server's host reaches it."""
+        self.buffers: dict[str, Callable[[], BinaryIO]] = {}
+        """By path, what opens each."""
         offer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                if self.path != offer.path or offer.bucket is None:
+                if self.path not in offer.buffers:
                     self.send_error(404)
                     return
                 self.send_response(200)
                 self.end_headers()
-                with offer.bucket() as data:
+                with offer.buffers[self.path]() as data:
                     shutil.copyfileobj(data, self.wfile, 1 << 20)
 
             def log_message(self, *_) -> None:
                 """Silent: a line a bucket tells nobody anything."""
 
-        self.path = f"/{secrets.token_urlsafe()}"
-        self.bucket: Callable[[], BinaryIO] | None = None
-        """Opens what is offered."""
         self.server = ThreadingHTTPServer((address, 0), Handler)
         self.server.daemon_threads = True
-        self.url = f"http://{address}:{self.server.server_port}{self.path}"
+        self.address = f"http://{address}:{self.server.server_port}"
         Thread(target=self.server.serve_forever, name="bucket offer", daemon=True).start()
 
-    @contextmanager
-    def of(self, kind: str, where: str | Tensor) -> Iterator[str]:
-        """Offers a bucket's source; gives the URL."""
-        if kind == "memory":
-            self.bucket = partial(open, where, "rb")
-        else:
-            self.bucket = partial(BytesIO, where.cpu().numpy())
-        try:
-            yield self.url
-        finally:
-            self.bucket = None
+    def urls(self, kind: str, buffers: Sequence[str | Tensor]) -> list[str]:
+        """Offers the buffers of a delivery's source, and no others; gives their URLs."""
+        opens = {
+            "memory": lambda path: Path(path).open("rb"),
+            "tensor": lambda tensor: BytesIO(tensor.cpu().numpy()),
+        }[kind]
+        self.buffers = {f"/{secrets.token_urlsafe()}": partial(opens, b) for b in buffers}
+        return [self.address + path for path in self.buffers]
 
     def close(self) -> None:
         self.server.shutdown()
@@ -261,6 +270,8 @@ def misfit(found: dict[str, Any], max_model_len: int, dtype: str) -> str | None:
         )
     if found["dtype"] != dtype:
         return f"has --dtype {found['dtype']}, the model has {dtype}"
+    if found["device"] != (own := device.torch_device().type):
+        return f"runs on {found['device']}, the trainer on {own}: their checksums would differ"
     if found["logprobs_mode"] != "processed_logprobs":
         return f"has --logprobs-mode {found['logprobs_mode']}, needs processed_logprobs"
     if found["splits_prompts"] and found["device"] == "cpu":

@@ -396,7 +396,7 @@ class GRPOSession(Session):
 
     def sync_engines(self) -> dict[str, float]:
         """Gives the engines the policy's weights, unless they have them."""
-        if self.pool.version == self.policy.version:
+        if not self.pool.behind(self.policy.version):
             return {}
         sent = self.sync.push(self.policy.version)
         return {f"sync/{name}": float(value) for name, value in sent.items()}

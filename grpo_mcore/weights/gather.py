@@ -1,4 +1,4 @@
-"""Streams a sharded model as whole Hugging Face tensors, bucket by bucket."""
+"""Writes a sharded model into whole Hugging Face tensors, bucket by bucket."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,10 +11,12 @@ from grpo_mcore.models.lora import merged_weights
 from grpo_mcore.models.names import named_weights
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.groups import Role
-from grpo_mcore.weights.plan import Plan
+from grpo_mcore.weights.plan import Bucket, Entry, Plan
+
+PIECES_A_BUCKET = 8
+"""Ranks exchange this part of the largest bucket at once, which is all that the gather holds."""
 
 
-@torch.no_grad()
 def stream_tensors(
     chunks: ModuleList,
     shape: ModelShape,
@@ -24,34 +26,124 @@ def stream_tensors(
 ) -> Iterator[dict[str, Tensor]]:
     """Yields each bucket's Hugging Face tensors, on every rank. Collective over the role.
 
-    The stage that holds a bucket broadcasts its shards over the pipeline, then tensor parallel
-    ranks (with experts: and expert parallel ones) gather each other's: two collectives a bucket,
-    and never more than a bucket in memory.
-
     Args:
         pick: what to send of a parameter; its gradient (`main_grad`), for example. None: its
             values, with its adapters merged in.
     """
-    pick = pick or merged_weights(chunks)
-    parameters = named_weights(chunks, shape, role)
-    like = pick(next(p for name, p in parameters.items() if name in plan.rules))
+    gather = Gather(chunks, shape, plan, role, pick)
+    everyone = set(range(role.layout.size))
     for bucket in plan.buckets:
-        if role.pipeline_rank == bucket.stage:
-            mine = [e.names[role.expert_rank % bucket.experts] for e in bucket.entries]
-            flat = torch.cat([pick(parameters[name]).reshape(-1) for name in mine])
-        else:
-            flat = like.new_empty(bucket.numel)
-        pp = role.groups.pp
-        if pp.size() > 1:
-            dist.broadcast(flat, dist.get_global_rank(pp, bucket.stage), group=pp)
-        group = role.groups.tp if bucket.experts == 1 else role.groups.tp_ep
-        shards = [flat]
-        if group.size() > 1:
-            gathered = flat.new_empty(group.size() * flat.numel())
-            dist.all_gather_into_tensor(gathered, flat, group=group)
-            shards = gathered.chunk(group.size())
-        split = [s.split([e.numel for e in bucket.entries]) for s in shards]
-        tensors = {}
-        for i, entry in enumerate(bucket.entries):
-            tensors |= plan.merge(entry, [pieces[i].view(entry.shard_shape) for pieces in split])
+        tensors = {
+            name: torch.empty(size, dtype=gather.dtype, device=gather.device)
+            for name, size in plan.sizes(bucket).items()
+        }
+        gather.write(bucket, tensors, everyone)
         yield tensors
+
+
+class Gather:
+    """Writes the whole tensors of a bucket on those ranks that want them."""
+
+    def __init__(
+        self,
+        chunks: ModuleList,
+        shape: ModelShape,
+        plan: Plan,
+        role: Role,
+        pick: Callable[[Parameter], Tensor] | None = None,
+    ):
+        """
+        Args:
+            pick: as of `stream_tensors`.
+        """
+        self.plan, self.role = plan, role
+        self.parameters = named_weights(chunks, shape, role)
+        self.pick = pick or merged_weights(chunks)
+        with torch.no_grad():
+            values = self.pick(next(p for n, p in self.parameters.items() if n in plan.rules))
+        self.dtype, self.device = values.dtype, values.device
+        self.piece = max(plan.whole_numel(b) for b in plan.buckets) // PIECES_A_BUCKET
+
+    @torch.no_grad()
+    def write(self, bucket: Bucket, tensors: dict[str, Tensor], writers: set[int]) -> None:
+        """Fills `tensors`, all of `bucket`, on the ranks `writers`. Called by all ranks of the
+        role; those that no writer of their team needs return at once.
+
+        Where a writer is of another pipeline stage than the bucket, that stage broadcasts its
+        shards over the pipeline. Then tensor parallel ranks (with experts: and expert parallel
+        ones) gather each other's, piece by piece. A rank that holds all there is copies it straight
+        to its place.
+        """
+        role = self.role
+        team = next(team for team in self.plan.teams(bucket) if role.rank in team)
+        relayed = any(role.layout.stage(r) != bucket.stage for r in writers.intersection(team))
+        holds = role.pipeline_rank == bucket.stage
+        if writers.isdisjoint(team) or not (holds or relayed):
+            return
+        group = role.groups.tp if bucket.experts == 1 else role.groups.tp_ep
+        if group.size() == 1 and not relayed:
+            for entry in bucket.entries:
+                self._place(entry, 0, 0, self._shard(bucket, entry), tensors)
+            return
+        is_needed = not writers.isdisjoint(dist.get_process_group_ranks(group))
+        pp = role.groups.pp
+        for piece in _pieces(bucket.entries, self.piece // group.size()):
+            sizes = [(last - first) * entry.row_numel for entry, first, last in piece]
+            if holds:
+                rows = [self._shard(bucket, e)[first:last] for e, first, last in piece]
+                flat = torch.cat([part.reshape(-1) for part in rows])
+            else:
+                flat = torch.empty(sum(sizes), dtype=self.dtype, device=self.device)
+            if relayed:
+                dist.broadcast(flat, dist.get_global_rank(pp, bucket.stage), group=pp)
+            if not is_needed:
+                continue
+            gathered = flat
+            if group.size() > 1:
+                gathered = flat.new_empty(group.size() * flat.numel())
+                dist.all_gather_into_tensor(gathered, flat, group=group)
+            if role.rank not in writers:
+                continue
+            for source, part in enumerate(gathered.view(group.size(), -1)):
+                for (entry, first, _), rows in zip(piece, part.split(sizes), strict=True):
+                    rows = rows.view(-1, *entry.shard_shape[1:])
+                    self._place(entry, source, first, rows, tensors)
+
+    def _shard(self, bucket: Bucket, entry: Entry) -> Tensor:
+        return self.pick(self.parameters[entry.names[self.role.expert_rank % bucket.experts]])
+
+    def _place(
+        self, entry: Entry, source: int, first: int, rows: Tensor, tensors: dict[str, Tensor]
+    ) -> None:
+        """Copies rows of a shard, from its row `first` on, to where they belong in `tensors`.
+
+        Args:
+            source: whose shard; tensor parallel fastest, then expert parallel.
+        """
+        expert, rank = divmod(source, self.plan.tensor)
+        start = -first
+        for place in self.plan.rules[entry.names[expert]].places(tensors, rank, self.plan.tensor):
+            end = start + len(place)
+            low, high = max(start, 0), min(end, len(rows))
+            if low < high:
+                place[low - start : high - start].copy_(rows[low:high])
+            start = end
+
+
+def _pieces(entries: tuple[Entry, ...], numel: int) -> Iterator[list[tuple[Entry, int, int]]]:
+    """Cuts entries into (entry, first row, end row), and yields as many at once as have `numel`
+    elements together, but at least one row."""
+    piece, room = [], numel
+    for entry in entries:
+        first = 0
+        while first < entry.shard_shape[0]:
+            rows = room // entry.row_numel
+            if not rows and piece:
+                yield piece
+                piece, room = [], numel
+                continue
+            last = min(first + max(rows, 1), entry.shard_shape[0])
+            piece.append((entry, first, last))
+            room -= (last - first) * entry.row_numel
+            first = last
+    yield piece

@@ -4,7 +4,7 @@ Computed once and identical on every rank. It holds names and sizes, never tenso
 stale when storage moves.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -16,6 +16,7 @@ from grpo_mcore.models.names import named_weights
 from grpo_mcore.models.rules import Rule
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.transformer_engine import fuses_norms
+from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 
 
@@ -36,10 +37,14 @@ class Entry:
     def numel(self) -> int:
         return torch.Size(self.shard_shape).numel()
 
+    @property
+    def row_numel(self) -> int:
+        return self.numel // self.shard_shape[0]
+
 
 @dataclass(frozen=True)
 class Bucket:
-    """Entries of one pipeline stage that are broadcast and gathered as one tensor.
+    """Entries of one pipeline stage that travel together.
 
     Attributes:
         experts: how many expert parallel ranks hold different parameters of it; 1: none do.
@@ -57,34 +62,49 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Plan:
-    """The buckets in order, the rule of every parameter by name, and the tensor parallel size."""
+    """The buckets in order, the rule of every parameter by name, and the layout they are for."""
 
     buckets: tuple[Bucket, ...]
     rules: dict[str, Rule]
-    tensor: int
+    layout: Layout
+
+    @property
+    def tensor(self) -> int:
+        return self.layout.tensor
 
     def whole_numel(self, bucket: Bucket) -> int:
         """Elements of `bucket` with every rank's shards."""
         return bucket.numel * self.tensor * bucket.experts
 
-    def merge(self, entry: Entry, shards: list[Tensor]) -> dict[str, Tensor]:
-        """Hugging Face tensors by name.
+    def teams(self, bucket: Bucket) -> list[list[int]]:
+        """The sets of ranks that each hold all of `bucket` and its pipeline: the data parallel
+        replicas or, where experts are spread over some of those, these together."""
+        experts = ["expert"] if bucket.experts > 1 else []
+        return self.layout.ranks_along("tensor", "pipeline", *experts)
 
-        Args:
-            shards: by rank, tensor parallel fastest, then expert parallel.
-        """
-        tensors = {}
-        for i, name in enumerate(entry.names):
-            tensors |= self.rules[name].merge(shards[i * self.tensor : (i + 1) * self.tensor])
-        return tensors
+    def sizes(self, bucket: Bucket) -> dict[str, tuple[int, ...]]:
+        """The size of every Hugging Face tensor of `bucket`, by name."""
+        sizes = {}
+        for entry in bucket.entries:
+            shards = [torch.empty(entry.shard_shape, device="meta")] * self.tensor
+            for name in entry.names:
+                merged = self.rules[name].merge(shards)
+                sizes |= {tensor: tuple(whole.shape) for tensor, whole in merged.items()}
+        return sizes
 
     def expected(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Every Hugging Face tensor's shape and type, as tensors without storage."""
-        tensors = {}
-        for entry in (e for b in self.buckets for e in b.entries):
-            shard = torch.empty(entry.shard_shape, dtype=dtype, device="meta")
-            tensors |= self.merge(entry, [shard] * (self.tensor * len(entry.names)))
-        return tensors
+        return {
+            name: torch.empty(size, dtype=dtype, device="meta")
+            for bucket in self.buckets
+            for name, size in self.sizes(bucket).items()
+        }
+
+
+def layer_of(name: str) -> str:
+    """What an engine loads at once, of which parameter `name` is a part: one linear layer, or all
+    experts of a layer."""
+    return name.split(".experts.")[0] if ".experts." in name else name.rpartition(".")[0]
 
 
 def make_plan(
@@ -108,7 +128,8 @@ def make_plan(
     held = {}
     for stage, expert, weights in role.all_gather((role.pipeline_rank, role.expert_rank, mine)):
         held[stage, expert] = weights
-    plan = Plan((), rules, role.layout.tensor)
+    plan = Plan((), rules, role.layout)
+    most = bucket_bytes // element_bytes
     buckets: list[Bucket] = []
     for stage in range(role.layout.pipeline):
         entries = [
@@ -121,15 +142,25 @@ def make_plan(
         entries.sort(key=lambda e: len(e.names))
         for experts, kind in groupby(entries, key=lambda e: len(e.names)):
             bucket = Bucket(stage, experts, ())
-            for entry in kind:
-                fuller = Bucket(stage, experts, (*bucket.entries, entry))
-                if bucket.entries and plan.whole_numel(fuller) * element_bytes > bucket_bytes:
-                    buckets.append(bucket)
-                    fuller = Bucket(stage, experts, (entry,))
-                bucket = fuller
+            for _, layer in groupby(kind, key=lambda e: layer_of(e.names[0])):
+                # An engine holds back what it has of a layer until it has all.
+                for part in _parts_that_fit(list(layer), plan, bucket, most):
+                    fuller = replace(bucket, entries=bucket.entries + part)
+                    if bucket.entries and plan.whole_numel(fuller) > most:
+                        buckets.append(bucket)
+                        fuller = replace(bucket, entries=part)
+                    bucket = fuller
             buckets.append(bucket)
     planned = {name for b in buckets for e in b.entries for name in e.names}
     left_out = sorted(rules.keys() - planned - ({"output_layer.weight"} if shape.tied else set()))
     if left_out:
         raise ValueError(f"no pipeline stage holds {left_out[0]}")
-    return Plan(tuple(buckets), rules, role.layout.tensor)
+    return replace(plan, buckets=tuple(buckets))
+
+
+def _parts_that_fit(
+    layer: list[Entry], plan: Plan, bucket: Bucket, most: int
+) -> list[tuple[Entry, ...]]:
+    """All of `layer`, where a bucket has room for it; else its entries one by one."""
+    whole = replace(bucket, entries=tuple(layer))
+    return [whole.entries] if plan.whole_numel(whole) <= most else [(entry,) for entry in layer]

@@ -1,22 +1,39 @@
 """Moves the trainer's weights into the engines, bucket by bucket, and proves that they arrived."""
 
+import socket
+from collections import defaultdict
+from collections.abc import Callable
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 from torch.nn import ModuleList
 
 from grpo_mcore import device
 from grpo_mcore.errors import KnownError
+from grpo_mcore.models.lora import SUFFIX
+from grpo_mcore.models.names import named_weights
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.groups import Role
-from grpo_mcore.rollout.bucket import Receipt, checksum, pack, packed_bytes, shared_buffer
+from grpo_mcore.rollout.bucket import (
+    BUFFERS,
+    Delivery,
+    Receipt,
+    arrange,
+    checksums,
+    open_buffer,
+    shared_buffer,
+    view,
+)
 from grpo_mcore.rollout.engine import Engine, EngineError
 from grpo_mcore.rollout.pool import RolloutPool
-from grpo_mcore.weights.gather import stream_tensors
-from grpo_mcore.weights.plan import make_plan
+from grpo_mcore.weights.gather import Gather
+from grpo_mcore.weights.plan import Bucket, layer_of, make_plan
 
-TENSORS_A_PARAMETER = 3
-"""The most Hugging Face tensors one Megatron parameter becomes (query, key and value)."""
+_UNKNOWN = torch.iinfo(torch.int64).min
+Site = str | int
+"""A host's name or, on GPUs, a rank."""
 
 
 class SyncError(KnownError, RuntimeError):
@@ -24,7 +41,16 @@ class SyncError(KnownError, RuntimeError):
 
 
 class WeightSync:
-    """The path from one sharded model to one pool of engines. Collective over the role."""
+    """The path from one sharded model to one pool of engines. Collective over the role.
+
+    There are two buffers at every *site*: a host on CPUs, whose ranks and engines share its memory;
+    a rank on GPUs, where each worker of an engine reads its own device. While the engines load one
+    bucket, the next is written into the other buffer. At each site one rank writes a bucket: data
+    parallel replicas take turns, and what a replica does not write it does not gather.
+
+    An engine that holds an earlier version of a model with adapters is sent what these change, and
+    no more.
+    """
 
     def __init__(
         self,
@@ -34,116 +60,207 @@ class WeightSync:
         pool: RolloutPool,
         bucket_megabytes: int,
     ):
-        self.chunks, self.shape, self.role, self.pool = chunks, shape, role, pool
-        element = next(chunks.parameters()).element_size()
-        self.plan = make_plan(chunks, shape, role, bucket_megabytes << 20, element)
-        self.size = max(
-            packed_bytes(
-                self.plan.whole_numel(b) * element, TENSORS_A_PARAMETER * b.experts * len(b.entries)
-            )
-            for b in self.plan.buckets
-        )
-        self.buffer: Tensor | None = None
-        self.path: str | None = None
+        self.role, self.pool = role, pool
+        room, element = bucket_megabytes << 20, next(chunks.parameters()).element_size()
+        self.plan = make_plan(chunks, shape, role, room, element)
+        self.gather = Gather(chunks, shape, self.plan, role)
+        self.buckets = list(self.plan.buckets)
+        self.whole = range(len(self.buckets))
+        """Numbers of the buckets that hold the model; of those with what training changes:"""
+        self.changing = self.whole
+        named = role.all_gather([n for n in named_weights(chunks, shape, role) if SUFFIX in n])
+        adapted = {name.partition(SUFFIX)[0] for names in named for name in names}
+        if adapted:
+            rules = {n: rule for n, rule in self.plan.rules.items() if layer_of(n) in adapted}
+            self.buckets += make_plan(chunks, shape, role, room, element, rules).buckets
+            self.changing = range(len(self.whole), len(self.buckets))
+        arranged = [arrange(self.plan.sizes(b), self.gather.dtype) for b in self.buckets]
+        self.slots = [slots for slots, _ in arranged]
+        self.size = max(size for _, size in arranged)
+        self.sites = role.all_gather(role.rank if device.is_cuda() else socket.gethostname())
+        self.writers = [self._writers(number, bucket) for number, bucket in enumerate(self.buckets)]
+        self.buffers: list[Tensor] = []
+        self.delivery: Delivery | None = None
 
     def push(self, version: int) -> dict[str, int]:
-        """Gives the engines the weights of trainer `version`.
+        """Gives the weights of trainer `version` to the engines that do not hold them. Those that
+        fail are restarted and given them again.
 
         Returns:
             How many tensors and bytes went.
 
         Raises:
             SyncError: on every rank, when any engine received other bytes than were sent.
-            EngineError: on every rank, when an engine cannot be kept alive.
+            EngineError: on every rank, when engines go on failing.
         """
-        pool, sent = self.pool, {}
-        while behind := pool.behind(version):
-            for replica in behind:
-                pool.versions[replica] = -1  # until proven
-            pool.wake("weights", replicas=behind)
-            talk = Talk(pool.engine if pool.replica in behind else None)
-            sent = self._stream(talk)
-            outcomes = self.role.all_gather((pool.replica, talk.difference, talk.failure))
-            found = next((difference for _, difference, _ in outcomes if difference), None)
+        moved: dict[str, int] = {}
+        while behind := self.pool.behind(version):
+            # A first sync may meet engines that hold another model.
+            anew = not self.delivery or any(self.pool.versions[e] < 0 for e in behind)
+            numbers = self.whole if anew else self.changing
+            difference, failure = self._stream(behind, numbers)
+            outcomes = self.role.all_gather((difference, failure))
+            outcomes = {engine: outcomes[self.pool.leader(engine)] for engine in behind}
+            found = next((d for d, _ in outcomes.values() if d), None)
             if found:
                 raise SyncError(f"weight sync to version {version}: {found}")
-            failures = {replica: failure for replica, _, failure in outcomes if failure}
-            for replica in behind:
-                if replica not in failures:
-                    pool.versions[replica] = version
-            pool.restart(failures)
-        return sent
+            failures = {engine: text for engine, (_, text) in outcomes.items() if text}
+            for engine in outcomes.keys() - failures.keys():
+                self.pool.versions[engine] = version
+            if failures:
+                self.pool.restart(failures)
+            slots = [slot for number in numbers for slot in self.slots[number]]
+            moved = {"tensors": len(slots), "bytes": sum(slot.nbytes for slot in slots)}
+        return moved
 
-    def _stream(self, talk: "Talk") -> dict[str, int]:
-        sent: dict[str, str] = {}
-        count = total = 0
-        talk.call("begin_sync")
-        for tensors in stream_tensors(self.chunks, self.shape, self.plan, self.role):
-            count += len(tensors)
-            total += sum(t.nbytes for t in tensors.values())
-            source, slots = self._offer(tensors)
-            if talk.engine:
-                sent |= {name: checksum(tensor) for name, tensor in tensors.items()}
-            talk.call("receive_bucket", source, self.size, slots)
-            if device.is_cuda():
-                # The buffers belong to ranks that do not lead; they wait until it was read.
-                self.role.all_gather(None)
-        receipts = talk.call("end_sync")
-        if receipts is not None:
-            talk.difference = first_difference(sent, receipts)
-        return {"tensors": count, "bytes": total}
+    def _stream(self, behind: list[int], numbers: range) -> tuple[str | None, str | None]:
+        """Sends the buckets `numbers` to the engines `behind`.
 
-    def _offer(self, tensors: dict[str, Tensor]):
-        """Packs the bucket where the engine's workers can read it."""
-        if device.is_cuda():
-            if self.buffer is None:
-                self.buffer = torch.empty(self.size, dtype=torch.uint8, device="cuda")
-            slots = pack(tensors, self.buffer)
+        Returns:
+            How this rank's engine differs from the trainer, and how it failed; None: it did not.
+        """
+        role, pool = self.role, self.pool
+        engine = pool.engine if pool.replica in behind else None
+        is_known = self.delivery and engine and pool.versions[pool.replica] >= 0
+        for number in behind:
+            pool.versions[number] = -1  # until proven
+        pool.wake("weights", replicas=behind)
+        if not self.delivery:
+            self.buffers, self.delivery = self._open_buffers()
+        link = _Link(engine)
+        link.submit("begin_sync", None if is_known else self.delivery)
+        sites = {self.sites[rank] for e in behind for rank in self._ranks_of_workers(e)}
+        sums = []
+        for turn, number in enumerate(numbers):
+            place = turn % BUFFERS
+            bucket, slots = self.buckets[number], self.slots[number]
+            writers = {self.writers[number][site] for site in sites}
+            if role.rank in writers:
+                tensors = view(self.buffers[place], slots)
+                self.gather.write(bucket, tensors, writers)
+                sums.append(checksums(list(tensors.values())))
+            else:
+                self.gather.write(bucket, {}, writers)
+                sums.append(torch.full([len(slots)], _UNKNOWN, device=self.gather.device))
             device.synchronize()
+            link.settle()
+            # This bucket is written everywhere, and the last one was read.
+            dist.barrier(role.everyone)
+            link.submit("receive_bucket", number, place)
+        sent = torch.cat(sums)
+        dist.all_reduce(sent, dist.ReduceOp.MAX, group=role.everyone)
+        link.settle()
+        link.submit("end_sync")
+        receipts = link.settle()
+        if engine is None or link.failure:
+            return None, link.failure
+        names = [slot.name for number in numbers for slot in self.slots[number]]
+        expected = dict(zip(names, sent.tolist(), strict=True))
+        difference = first_difference(expected, receipts, shared=not device.is_cuda())
+        if numbers == self.whole:
+            difference = difference or first_without_weights(receipts)
+        return difference, None
+
+    def _ranks_of_workers(self, engine: int) -> range:
+        """The ranks at whose sites the engine's workers read."""
+        leader = self.pool.leader(engine)
+        return range(leader, leader + (self.pool.tensor_parallel if device.is_cuda() else 1))
+
+    def _writers(self, number: int, bucket: Bucket) -> dict[Site, int]:
+        """By site the rank that writes the bucket there: of the next of the replicas that have
+        ranks there; where it can be, one of the bucket's pipeline stage."""
+        writers = {}
+        for site, near in self._teams_by_site(bucket).items():
+            here = [r for r in near[number % len(near)] if self.sites[r] == site]
+            holders = [r for r in here if self.role.layout.stage(r) == bucket.stage]
+            writers[site] = min(holders or here)
+        return writers
+
+    def _teams_by_site(self, bucket: Bucket) -> dict[Site, list[list[int]]]:
+        """The teams that have a rank at a site."""
+        teams: dict[Site, list[list[int]]] = defaultdict(list)
+        for team in self.plan.teams(bucket):
+            for site in dict.fromkeys(self.sites[rank] for rank in team):
+                teams[site].append(team)
+        return teams
+
+    def _open_buffers(self) -> tuple[list[Tensor], Delivery]:
+        """This site's buffers, and what this rank's engine is told of them."""
+        if device.is_cuda():
+            buffers = [
+                torch.empty(self.size, dtype=torch.uint8, device="cuda") for _ in range(BUFFERS)
+            ]
             if self.pool.remote:
-                return ("tensor", self.buffer), slots
-            _, handle = reduce_tensor(self.buffer)
-            handles = self.role.all_gather(handle)
-            first = self.role.rank
-            return ("cuda", handles[first : first + self.pool.tensor_parallel]), slots
-        if not self.pool.engine:
-            return None, None
-        if self.buffer is None:
-            self.buffer, self.path = shared_buffer(self.size)
-        return ("memory", self.path), pack(tensors, self.buffer)
+                return buffers, Delivery(("tensor", buffers), self.size, self.slots)
+            handles = self.role.all_gather([reduce_tensor(buffer)[1] for buffer in buffers])
+            ranks = self._ranks_of_workers(self.pool.replica)
+            source = ("cuda", handles[ranks.start : ranks.stop])
+        else:
+            owner = self.sites.index(self.sites[self.role.rank])
+            owned = [
+                shared_buffer(self.size) for _ in range(BUFFERS if owner == self.role.rank else 0)
+            ]
+            paths = self.role.all_gather([path for _, path in owned])[owner]
+            buffers = [buffer for buffer, _ in owned] or [open_buffer(p, self.size) for p in paths]
+            source = ("memory", paths)
+        return buffers, Delivery(source, self.size, self.slots)
 
 
-class Talk:
-    """What a leader says to its engine in a sync, and how that ended. One whose engine has failed,
-    like those who have none, says nothing more and goes on taking part in the collectives."""
+class _Link:
+    """One sync's calls to an engine, one at a time. Once the engine failed there are no more."""
 
     def __init__(self, engine: Engine | None):
-        self.engine = engine
-        self.difference: str | None = None
+        self.engine, self.under_way = engine, None
         self.failure: str | None = None
 
-    def call(self, method: str, *arguments):
-        if self.engine is None:
-            return None
+    def submit(self, method: str, *arguments) -> None:
+        if self.engine and not self.failure:
+            self._attempt(lambda: self.engine.submit(method, *arguments))
+            self.under_way = method
+
+    def settle(self):
+        """The answer to the call under way."""
+        if self.engine and not self.failure:
+            return self._attempt(lambda: self.engine.result(self.under_way))
+        return None
+
+    def _attempt(self, call: Callable):
         try:
-            return self.engine.call(method, *arguments)
-        except EngineError as error:  # carried to all ranks when the stream has ended
-            self.engine, self.failure = None, str(error)
-            return None
+            return call()
+        except EngineError as error:  # the other ranks must not wait for this one
+            self.failure = str(error)
 
 
-def first_difference(sent: dict[str, str], receipts: list[Receipt]) -> str | None:
-    """Names the first tensor that some worker lacks or has otherwise, or the first parameter of a
-    worker that nothing was loaded into; None when every worker holds all that was sent."""
+def first_difference(sent: dict[str, int], receipts: list[Receipt], shared: bool) -> str | None:
+    """Names the first tensor that some worker lacks or has otherwise; None when all hold all that
+    was sent.
+
+    Args:
+        shared: whether the workers read the same bytes, so that it is enough that one has looked.
+    """
     if not receipts:
         return "no worker received anything"
-    for worker, receipt in enumerate(receipts):
-        for name, expected in sent.items():
-            if receipt.checksums.get(name) != expected:
+    looked = set().union(*(receipt.checksums for receipt in receipts))
+    for name, expected in sent.items():
+        for worker, receipt in enumerate(receipts):
+            found = receipt.checksums.get(name)
+            left_to_another = shared and found is None and name in looked
+            if found != expected and not left_to_another:
+                is_ = "missing" if found is None else _hexadecimal(found)
                 return (
-                    f"tensor {name} is {receipt.checksums.get(name, 'missing')} on worker "
-                    f"{worker}, {expected} in the trainer"
+                    f"tensor {name} is {is_} on worker {worker}, {_hexadecimal(expected)} in the "
+                    "trainer"
                 )
+    return None
+
+
+def first_without_weights(receipts: list[Receipt]) -> str | None:
+    """Names the first parameter of a worker that nothing was loaded into."""
+    for worker, receipt in enumerate(receipts):
         if receipt.not_loaded:
             return f"parameter {receipt.not_loaded[0]} of worker {worker} was given no weights"
     return None
+
+
+def _hexadecimal(checksum: int) -> str:
+    return f"{checksum % 2**64:016x}"

@@ -9,6 +9,7 @@ from tests.end_to_end.conftest import ROOT, run_command
 SCRIPT = """
 import sys
 from dataclasses import replace
+import torch
 from pathlib import Path
 from grpo_mcore.config.compose import compose_config
 from grpo_mcore.parallel.world import join
@@ -39,23 +40,25 @@ with join(job.layouts, job.placement, 120) as world:
         except StaleEngine as error:
             print(what, "->", error)
 
-    whole = sync.plan
-    entries = whole.buckets[0].entries
+    whole = sync.buckets[0]
     missing = "decoder.layers.1.self_attention.linear_qkv.weight"
-    kept = tuple(e for e in entries if missing not in e.names)
-    sync.plan = replace(whole, buckets=(replace(whole.buckets[0], entries=kept),))
+    kept = tuple(e for e in whole.entries if missing not in e.names)
+    sync.buckets[0] = replace(whole, entries=kept)
+    every = sync.slots[0]
+    gone = [f"model.layers.1.self_attn.{kind}_proj.weight" for kind in "qkv"]
+    sync.slots[0] = [slot for slot in every if slot.name not in gone]
     fails("left out")
-    sync.plan = whole
 
-    pack = sync_module.pack
-    def corrupt(tensors, buffer):
-        slots = pack(tensors, buffer)
-        at = next(s.offset for s in slots if s.name == "model.layers.0.mlp.up_proj.weight")
-        buffer[at] ^= 1
-        return slots
-    sync_module.pack = corrupt
+    checksums = sync_module.checksums
+    def corrupt(tensors):
+        sums = checksums(tensors)
+        at = next(i for i, s in enumerate(sync.slots[0]) if s.name.endswith("0.mlp.up_proj.weight"))
+        tensors[at].view(torch.uint8).view(-1)[0] ^= 1
+        return sums
+    sync.buckets[0], sync.slots[0] = whole, every
+    sync_module.checksums = corrupt
     fails("one bit")
-    sync_module.pack = pack
+    sync_module.checksums = checksums
 
     sync.push(2)
     print("proven", len(pool.generate([Request([5], 2, 0)])), pool.version)

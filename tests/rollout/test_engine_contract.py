@@ -160,16 +160,17 @@ def test_a_sync_brings_the_trainers_weights(rig, prompts):
 
 
 def test_a_bucket_that_changes_on_its_way_is_found(rig, prompts, monkeypatch):
-    honest = sync_module.pack
+    honest = sync_module._Link.submit
 
-    def corrupt(tensors, buffer):
-        slots = honest(tensors, buffer)
-        hit = next((slot for slot in slots if "layers.1.mlp.down" in slot.name), None)
-        if hit:
-            buffer[hit.offset] ^= 1
-        return slots
+    def corrupt(link, method, *arguments):
+        if method == "receive_bucket":
+            number, place = arguments
+            hit = next((s for s in rig.sync.slots[number] if "layers.1.mlp.down" in s.name), None)
+            if hit:
+                rig.sync.buffers[place][hit.offset] ^= 1
+        honest(link, method, *arguments)
 
-    monkeypatch.setattr(sync_module, "pack", corrupt)
+    monkeypatch.setattr(sync_module._Link, "submit", corrupt)
     with pytest.raises(SyncError, match=r"tensor model\.layers\.1\.mlp\.down_proj\.weight is"):
         rig.sync.push(4)
     monkeypatch.undo()

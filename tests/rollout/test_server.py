@@ -146,6 +146,7 @@ def test_a_server_that_suits_is_taken(server, tiny_models, monkeypatch):
             {"logprobs_mode": "raw_logprobs"},
             "has --logprobs-mode raw_logprobs, needs processed_logprobs",
         ),
+        ({"device": "cuda"}, "runs on cuda, the trainer on cpu: their checksums would differ"),
         ({"splits_prompts": True}, "needs --no-enable-chunked-prefill"),
         ({"has_tokenizer": False}, "has no tokenizer, which stop and bad_words and"),
     ],
@@ -266,15 +267,19 @@ def test_a_bucket_goes_to_those_who_know_its_path(tmp_path):
     data = torch.arange(200, dtype=torch.uint8)
     (tmp_path / "bucket").write_bytes(data.numpy().tobytes())
     offer = BucketOffer("127.0.0.1")
-    for source in (("memory", str(tmp_path / "bucket")), ("tensor", data)):
-        with offer.of(*source) as url:
-            assert fetch_buffer(url, 200).equal(data)
-            with pytest.raises(OSError, match="ended after 200 of 201 bytes"):
-                fetch_buffer(url, 201)
-            with pytest.raises(HTTPError, match="404"):
-                fetch_buffer(url + "x", 200)
-    with pytest.raises(HTTPError, match="404"):
-        fetch_buffer(url, 200)
+    (old,) = offer.urls("memory", [str(tmp_path / "bucket")])
+    fetched = torch.empty(200, dtype=torch.uint8)
+    fetch_buffer(old, fetched)
+    assert fetched.equal(data)
+    first, second = offer.urls("tensor", [data, data.flip(0)])
+    for url, expected in ((first, data), (second, data.flip(0))):
+        fetch_buffer(url, fetched)
+        assert fetched.equal(expected)
+    with pytest.raises(OSError, match="ended after 200 of 201 bytes"):
+        fetch_buffer(first, torch.empty(201, dtype=torch.uint8))
+    for url in (old, first + "x"):
+        with pytest.raises(HTTPError, match="404"):
+            fetch_buffer(url, fetched)
     offer.close()
 
 

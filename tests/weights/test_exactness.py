@@ -1,0 +1,40 @@
+"""What engines hold after a sync is what the trainer would export, bit for bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import FAMILY_MODELS
+from tests.end_to_end.conftest import run_command, torchrun
+
+WORKER = Path(__file__).with_name("exactness_worker.py")
+
+
+def assert_exact(tiny_models: Path, directory: Path, processes: int, cases: list[str]) -> None:
+    output = directory / "found.json"
+    run_command(torchrun(processes, WORKER, tiny_models, output, *cases), timeout=560)
+    found = json.loads(output.read_text())
+    assert list(found) == cases
+    for case, result in found.items():
+        assert len(result["workers"]) == int(case.split(":")[2])
+        for differing, compared in result["workers"]:
+            assert not differing, case
+            assert set(compared) == set(result["exported"]), case
+
+
+def test_quick_combinations(tiny_models, tmp_path):
+    assert_exact(tiny_models, tmp_path, 2, ["qwen3_tied:2x1x1:2", "mixtral:1x1x2:1"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine_tp", [1, 2])
+def test_every_family_in_an_awkward_layout(tiny_models, tmp_path, engine_tp):
+    cases = [f"{name}:{row[2]}:{engine_tp}" for name, row in FAMILY_MODELS.items()]
+    assert_exact(tiny_models, tmp_path, 4, cases)
+
+
+@pytest.mark.slow
+def test_one_process(tiny_models, tmp_path):
+    cases = [f"{name}:1x1x1:1" for name in ("qwen2", "qwen3_moe_mixed")]
+    assert_exact(tiny_models, tmp_path, 1, cases)
