@@ -124,5 +124,11 @@ class RolloutConfig:
     """Requests an engine works on at once."""
     bucket_megabytes: int = 256
     """Weights move to the engines in buckets of at most this size (or one tensor)."""
+    mismatch_warn: float | None = 1.1
+    """Warn where `sampling/mismatch`, the mean of exp(|log p_trainer - log p_engine|), is above it.
+    bfloat16 gives 1.00 to 1.02 and an FP8 engine up to 1.1; a weight that was not synced, or a
+    module that computes something else, gives more."""
+    mismatch_stop: float | None = None
+    """Stop the run there."""
     deadline_seconds: float = 1800.0
     """Longest wait for an engine or for another rank before the run stops with the reason."""

@@ -183,12 +183,15 @@ class Loop:
         evaluate: Callable[[], dict[str, float]] | None,
         state: Callable[[], dict],
         tensors: Callable[[], dict[str, Tensor]] = dict,
+        step_recorded: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     ) -> TrainOutput:
         """
         Args:
             evaluate: metrics without their "eval_".
             state: called by all ranks; what to save with a checkpoint, as JSON.
             tensors: what else to save, the same on all ranks.
+            step_recorded: called by all ranks with the number of each step, from 1, and its
+                metrics, once these are recorded.
 
         Returns:
             Its metrics are the last step's, the last evaluation's under "eval_", and
@@ -232,6 +235,7 @@ class Loop:
                 losses.append(metrics["loss"])
             if self.progress:
                 self.progress.step(self.done, with_aliases(metrics))
+            step_recorded(self.done, metrics)
             runner.step_end(metrics, epoch)
             is_last = self.done == config.max_steps
             act(metrics, is_last)

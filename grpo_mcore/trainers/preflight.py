@@ -36,6 +36,7 @@ from grpo_mcore.models.transformer_engine import (
 from grpo_mcore.objectives.correction import refuse_truncated_sampling
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.trainers.batches import steps_per_epoch, with_batches, with_steps
+from grpo_mcore.trainers.handover import check_mismatch_limits
 from grpo_mcore.trainers.layouts import choose_layout, choose_layouts, count_engines
 from grpo_mcore.trainers.lengths import Lengths, fit_lengths
 from grpo_mcore.trainers.loop import trained_model
@@ -338,6 +339,7 @@ def check_group(config: GroupConfig) -> None:
     if config.sync_ref_model:
         _check_moving_reference(config)
     _check_rollout(config.rollout)
+    check_mismatch_limits(config)
 
 
 def _check_moving_reference(config: GroupConfig) -> None:
