@@ -13,6 +13,8 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 
+import numpy as np
+
 from grpo_mcore.rollout.bucket import Receipt
 from grpo_mcore.rollout.requests import Completion, Generated, Request
 
@@ -51,6 +53,21 @@ class Child:
         )
         completions = [_completion(output.outputs[0]) for output in outputs]
         return Generated(completions, started, time.time())
+
+    def probe(self, prompts: list[list[int]]) -> list[list[dict[str, np.ndarray]]]:
+        """What the modules compute of each prompt, by worker (`rollout.probe.Probe`)."""
+        from vllm import SamplingParams, TokensPrompt
+
+        found = []
+        for prompt in prompts:
+            self.llm.collective_rpc("begin_probe")
+            self.llm.generate(
+                TokensPrompt(prompt_token_ids=prompt),
+                SamplingParams(max_tokens=1, detokenize=False),
+                use_tqdm=False,
+            )
+            found.append(self.llm.collective_rpc("end_probe"))
+        return found
 
     def begin_sync(self) -> None:
         self.llm.collective_rpc("begin_sync")

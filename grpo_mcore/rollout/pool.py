@@ -16,6 +16,14 @@ WAKE_ORDER = ("weights", "kv_cache", "scheduling")
 memory, so that old weights, new weights and cache never stand side by side."""
 
 
+PROBED = {
+    "worker_extension_cls": "grpo_mcore.rollout.probe.Probe",
+    "enforce_eager": True,  # a compiled model calls no hooks
+    "enable_prefix_caching": False,  # every token is to be computed
+}
+"""vLLM's arguments where what modules compute is looked at."""
+
+
 class StaleEngine(KnownError, RuntimeError):
     """Generation was asked of an engine that does not hold the trainer's weights."""
 
@@ -38,8 +46,14 @@ class RolloutPool:
         tensor_parallel: int,
         config: RolloutConfig,
         log_dir: Path,
+        probed: bool = False,
     ):
-        """Starts the engines without waiting for them; `wait_until_ready` does."""
+        """Starts the engines without waiting for them; `wait_until_ready` does.
+
+        Args:
+            probed: the engines answer "probe" (`rollout.child.Child.probe`), for which they run
+                eagerly.
+        """
         self.role, self.version, self.engines = role, -1, engines
         self.tensor_parallel, self.ready = tensor_parallel, False
         self.asleep: set[str] = set()
@@ -56,6 +70,8 @@ class RolloutPool:
                 config.deadline_seconds,
             )
             arguments = _llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config)
+            if probed:
+                arguments |= PROBED
             self.engine.submit("start", arguments, stop_token_ids)
 
     def wait_until_ready(self) -> None:

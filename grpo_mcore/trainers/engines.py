@@ -17,9 +17,14 @@ def start_engines(
     engines: int,
     rollout: RolloutConfig,
     output_dir: str,
+    probed: bool = False,
 ) -> RolloutPool:
     """Starts the role's engines. On a CPU they load while this process builds its models; on a GPU
-    it waits, because vLLM sizes its cache by the device memory it finds free."""
+    it waits, because vLLM sizes its cache by the device memory it finds free.
+
+    Args:
+        probed: as of RolloutPool.
+    """
     pool = RolloutPool(
         role,
         model.path,
@@ -30,6 +35,7 @@ def start_engines(
         getattr(rollout, f"{role.name}_tensor_parallel"),
         rollout,
         Path(output_dir) / "logs",
+        probed,
     )
     if device.is_cuda():
         pool.wait_until_ready()

@@ -44,6 +44,19 @@ def test_prints_the_layout_and_one_line_a_step(finished):
     assert sum(line.startswith("eval") for line in lines) == 2
 
 
+def test_says_after_each_step_that_engine_and_trainer_agree(finished):
+    directory, output = finished
+    steps = [r for r in records(directory) if "reward" in r]
+    lines = output.splitlines()
+    for record in steps:
+        place = next(i for i, x in enumerate(lines) if x.startswith(f"step    {record['step']}  "))
+        sampled = record["step"] - 1
+        assert lines[place + 1] == (
+            f"sync ok: 0 of {record['sync/tensors']:.0f} tensors differ, mismatch "
+            f"{record['sampling/mismatch']:.4f}, engine {sampled} = trainer {sampled}"
+        )
+
+
 def test_records_every_step(finished):
     directory, _ = finished
     steps = [r for r in records(directory) if "reward" in r]
