@@ -53,7 +53,7 @@ def main() -> None:
             pair.sync.push(1)
         tolerance = arguments.tolerance or TOLERANCES[arguments.dtype]
         differences = pair.role.broadcast(compare_modules(pair))
-    first = next((d.module for d in differences if not d.relative <= tolerance), None)
+    first = first_beyond(differences, tolerance)
     if pair.role.rank == 0:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         found = {"first": first, "tolerance": tolerance, "modules": [vars(d) for d in differences]}
@@ -80,6 +80,11 @@ def compare_modules(pair: Pair) -> list[Difference]:
             difference.largest = max(difference.largest, gap.abs().max().item())
             difference.relative = max(difference.relative, relative)
     return list(found.values())
+
+
+def first_beyond(differences: list[Difference], tolerance: float) -> str | None:
+    """The first module that differs by more than `tolerance`; what is not a number does."""
+    return next((d.module for d in differences if not d.relative <= tolerance), None)
 
 
 def show(differences: list[Difference], first: str | None, tolerance: float) -> None:
