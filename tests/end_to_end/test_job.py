@@ -133,7 +133,7 @@ def test_the_module_in_which_another_model_differs_is_named(finished, tmp_path):
     assert "of its output: model.layers.1.mlp.down_proj" in output
     names = [module["module"] for module in found["modules"]]
     before = found["modules"][: names.index(found["first"])]
-    assert len(before) == 22 and all(module["relative"] < 1e-5 for module in before)
+    assert len(before) == 24 and all(module["relative"] < 1e-5 for module in before)
 
 
 def test_a_killed_run_is_repeated_exactly(finished, job, tmp_path):
