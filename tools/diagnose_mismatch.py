@@ -46,9 +46,10 @@ def main() -> None:
         "--tolerance", type=float, help="by default, by --dtype: " + str(TOLERANCES)
     )
     arguments = parser.parse_args()
-    with one_line_errors(), open_pair(arguments, completion=1, probed=True) as pair:
-        if arguments.engine_model:
-            pair.push_from(arguments.engine_model, arguments.dtype)
+    given = arguments.engine_model
+    with one_line_errors(), open_pair(arguments, 1, True, engine_model=given) as pair:
+        if given:
+            pair.push_from(given, arguments.dtype)
         else:
             pair.sync.push(1)
         tolerance = arguments.tolerance or TOLERANCES[arguments.dtype]

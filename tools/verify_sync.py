@@ -12,11 +12,10 @@ compares their log-probabilities token by token. Exit code 1: a tensor differs, 
 import json
 import sys
 from argparse import Namespace
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from grpo_mcore import device
 from grpo_mcore.config import RolloutConfig
@@ -35,17 +34,6 @@ from grpo_mcore.weights.sync import SyncError  # noqa: E402
 VERSION = 1
 
 
-@dataclass(frozen=True)
-class Outlier:
-    """A token on which trainer and engine differ by more than the threshold."""
-
-    position: int
-    token: int
-    text: str
-    trainer: float
-    engine: float
-
-
 def main() -> None:
     parser = pair_parser(__doc__.splitlines()[0], Path("outputs/verify_sync.json"))
     parser.add_argument("--max-tokens", type=int, default=32, help="of each completion")
@@ -55,6 +43,8 @@ def main() -> None:
         "--threshold", type=float, default=0.05, help="nats; the first token beyond it is shown"
     )
     arguments = parser.parse_args()
+    if arguments.max_tokens < 1 or arguments.temperature <= 0:
+        parser.error("--max-tokens must be at least 1, --temperature above 0")
     with one_line_errors(), open_pair(arguments, arguments.max_tokens) as pair:
         found = verify(pair, arguments)
         if pair.role.rank == 0:
@@ -101,32 +91,40 @@ def compare_samples(pair: Pair, arguments: Namespace) -> tuple[list[dict], dict[
     trainer = trainer.clone()
     dist.all_reduce(trainer, group=pair.role.groups.pp)  # zeros but on the last stage
     samples = []
-    for row in range(count):
-        held = mask[row] > 0
-        known, ours = engine[row][held], trainer[row][held]
-        beyond = ((ours - known).abs() > arguments.threshold).nonzero().flatten().tolist()
+    for row, request in enumerate(requests):
+        one = slice(row, row + 1)
+        outlier = first_beyond(
+            arguments.threshold, tokens[row], trainer[row], engine[row], mask[row]
+        )
+        if outlier:
+            outlier["text"] = pair.tokenizer.inner.decode([outlier["token"]])
         samples.append(
             {
-                "prompt": pair.tokenizer.inner.decode(requests[row].prompt),
-                "tokens": len(known),
-                **measure(trainer[row : row + 1], engine[row : row + 1], mask[row : row + 1]),
-                "first_beyond": asdict(
-                    Outlier(
-                        beyond[0],
-                        tokens[row][beyond[0]],
-                        pair.tokenizer.inner.decode([tokens[row][beyond[0]]]),
-                        ours[beyond[0]].item(),
-                        known[beyond[0]].item(),
-                    )
-                )
-                if beyond
-                else None,
+                "prompt": pair.tokenizer.inner.decode(request.prompt),
+                "tokens": len(tokens[row]),
+                **measure(trainer[one], engine[one], mask[one]),
+                "first_beyond": outlier,
             }
         )
     return samples, measure(trainer, engine, mask)
 
 
-def measure(trainer: torch.Tensor, engine: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
+def first_beyond(
+    threshold: float, tokens: list[int], trainer: Tensor, engine: Tensor, mask: Tensor
+) -> dict | None:
+    """The first of a completion's `tokens` whose log-probabilities differ by more than `threshold`.
+
+    Args:
+        trainer, engine, mask: [tokens of prompt and completion].
+    """
+    pairs = zip(tokens, trainer[mask > 0].tolist(), engine[mask > 0].tolist(), strict=True)
+    for position, (token, ours, theirs) in enumerate(pairs):
+        if not abs(ours - theirs) <= threshold:
+            return {"position": position, "token": token, "trainer": ours, "engine": theirs}
+    return None
+
+
+def measure(trainer: Tensor, engine: Tensor, mask: Tensor) -> dict[str, float]:
     return combine([{k: v.tolist() for k, v in agreement(trainer, engine, mask).items()}])
 
 

@@ -56,15 +56,8 @@ class Pair:
     prompts: list[list[int]]
 
     def push_from(self, path: str, dtype: str) -> None:
-        """Gives the engine the weights in the Hugging Face directory `path`; the Megatron model has
-        its own again then.
-
-        Raises:
-            ConfigError: when these are of another shape.
-        """
-        if read_shape("engine_model", path) != self.shape:
-            raise ConfigError(f"engine_model={path}: is not of the model's shape")
-        check_weights("engine_model", path, self.shape)
+        """Gives the engine the weights in the Hugging Face directory `path`, which are of the same
+        shape; the Megatron model has its own again then."""
         own = {name: p.clone() for name, p in self.chunks.named_parameters()}
         load_weights(self.chunks, self.shape, ModelConfig(path, dtype), self.role)
         self.sync.push(1)
@@ -89,7 +82,9 @@ def pair_parser(description: str, output: Path) -> ArgumentParser:
 
 
 @contextmanager
-def open_pair(arguments: Namespace, completion: int, probed: bool = False) -> Iterator[Pair]:
+def open_pair(
+    arguments: Namespace, completion: int, probed: bool = False, engine_model: str | None = None
+) -> Iterator[Pair]:
     """Loads the model and starts one engine, which waits for its weights. Called by all ranks of
     the job.
 
@@ -97,6 +92,7 @@ def open_pair(arguments: Namespace, completion: int, probed: bool = False) -> It
         arguments: as of `pair_parser`.
         completion: tokens that will be sampled after each prompt at most.
         probed: what the engine's modules compute can be looked at (`Engine.call("probe", ...)`).
+        engine_model: a directory for `push_from`.
 
     Raises:
         ConfigError: for what cannot work, before anything loads.
@@ -116,6 +112,10 @@ def open_pair(arguments: Namespace, completion: int, probed: bool = False) -> It
     shape = read_shape("model", model.path)
     if checkpoint is None:
         check_weights("model", model.path, shape)
+    if engine_model:
+        if read_shape("engine_model", engine_model) != shape:
+            raise ConfigError(f"engine_model={engine_model}: is not of the model's shape")
+        check_weights("engine_model", engine_model, shape)
     layout = _check_layout(arguments.layout, shape, model)
     rollout = RolloutConfig(policy_tensor_parallel=arguments.engine_tensor_parallel)
     count_engines(rollout, "policy", layout, shape)

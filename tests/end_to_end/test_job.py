@@ -240,6 +240,22 @@ def test_started_by_bash_a_wrong_setting_prints_nothing_else(job):
     ]
 
 
+@pytest.mark.slow
+def test_a_run_in_which_trainer_and_engine_disagree_stops_with_one_line(job, tmp_path):
+    """Every rank finds it; no float32 agrees to the last digit."""
+    overrides = [*job, *SEPARATE, "max_steps=2", "data.eval=null", f"output_dir={tmp_path / 'run'}"]
+    overrides += ["rollout.mismatch_warn=null", "rollout.mismatch_stop=1"]
+    output = run_command(["bash", SCRIPT, *overrides], fails=True, NPROC_PER_NODE="3")
+    said = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(said) == 1 and said[0].startswith(
+        "error: step 1: sampling/mismatch is 1.0000, above"
+    )
+    assert "rollout.mismatch_stop=1.0" in said[0]
+    assert [record["step"] for record in records(tmp_path / "run")] == [1]
+    assert not (tmp_path / "run" / "final").exists()
+    assert not processes_with_files_under(tmp_path / "run")
+
+
 def processes_with_files_under(directory: Path) -> list[psutil.Process]:
     """What still runs of a job: its engines keep their logs open."""
     found = []

@@ -12,6 +12,8 @@ from tests.end_to_end.conftest import run_command, torchrun
 
 device.prepare()
 
+from grpo_mcore.config import ConfigError  # noqa: E402
+from grpo_mcore.trainers.pair import open_pair, pair_parser  # noqa: E402
 from grpo_mcore.weights.sync import SyncError  # noqa: E402
 from tools import verify_sync  # noqa: E402
 
@@ -51,6 +53,34 @@ def test_the_altered_module_is_found(tiny_models, tmp_path, model, altered, opti
     command = torchrun(processes, WORKER, ",".join(altered), tiny_models / model, *options)
     lines = [x for x in run_command(command).splitlines() if x.startswith("found")]
     assert {line.split()[1]: line.split()[3] for line in lines} == altered
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--layout", "2x1x1"], "layout=2x1x1: needs 2 processes, there are 1"),
+        (["--engine-tensor-parallel", "3"], "rollout.policy_tensor_parallel=3: 4 attention heads"),
+        (["--dtype", "float8"], "model.dtype=float8: choose one of"),
+        (["--prompts", "nowhere.txt"], "prompts=nowhere.txt: no such file"),
+    ],
+)
+def test_what_cannot_work_is_one_line(tiny_models, options, said):
+    parser = pair_parser("", Path("unused.json"))
+    arguments = parser.parse_args([str(tiny_models / "qwen3"), *options])
+    with pytest.raises(ConfigError, match=said), open_pair(arguments, completion=1):
+        pass
+
+
+def test_models_and_lengths_that_do_not_fit(tiny_models):
+    arguments = pair_parser("", Path("unused.json")).parse_args([str(tiny_models / "qwen3")])
+    with pytest.raises(ConfigError, match="the model has room for 128"), open_pair(arguments, 120):
+        pass
+    other = str(tiny_models / "llama")
+    with (
+        pytest.raises(ConfigError, match=f"engine_model={other}: is not of the model's shape"),
+        open_pair(arguments, 1, engine_model=other),
+    ):
+        pass
 
 
 def test_a_sync_that_is_not_proven_fails():
