@@ -108,9 +108,12 @@ def check_mismatch_limits(config: GroupConfig) -> None:
     """
     warn, stop = config.rollout.mismatch_warn, config.rollout.mismatch_stop
     for key, value in (("mismatch_warn", warn), ("mismatch_stop", stop)):
-        if value is not None and not value >= 1:
+        if value is None:
+            continue
+        if not (isinstance(value, int | float) and value >= 1):
             raise ConfigError(
-                f"rollout.{key}={value}: must be at least 1, which is perfect agreement"
+                f"rollout.{key}={value!r}: must be a number of at least 1, which is perfect "
+                "agreement"
             )
     if warn is not None and stop is not None and stop < warn:
         raise ConfigError(
