@@ -93,6 +93,8 @@ class GRPOSession(Session):
         """Generations that are not used up."""
         self.hand_overs: dict[int, HandOver] = {}
         """What sampled each of them."""
+        self.sampled_by: list[HandOver] = []
+        """What sampled the newest step's."""
         self.training_span = (0.0, 0.0)
         self.step = 0
         """The newest, counted from 1."""
@@ -175,10 +177,10 @@ class GRPOSession(Session):
         for generation in generations:
             rollouts, scores, found = self.sample(generation)
             self.training_span = (time.time(), 0.0)
-            self.held[generation] = batch = self.batch_of(rollouts, scores)
             self.hand_overs[generation] = HandOver(
                 self.pool.version, self.policy.version, self.tensors_sent
             )
+            self.held[generation] = batch = self.batch_of(rollouts, scores)
             self.num_tokens += int(batch["lengths"].sum())
             sampled.append((rollouts, scores))
             counts.update(found)
