@@ -16,6 +16,10 @@ class FilesError(KnownError, ValueError):
     """Files of a model or checkpoint that are missing, damaged, or not what they should be."""
 
 
+class MismatchError(KnownError, RuntimeError):
+    """Trainer and engine disagree by more than `rollout.mismatch_stop`."""
+
+
 class ConfigError(KnownError, ValueError):
     """A setting that cannot work: one line naming the key, its value and what would fit."""
 

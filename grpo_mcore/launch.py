@@ -15,12 +15,14 @@ from pathlib import Path
 from grpo_mcore import device
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.config.compose import compose_config
-from grpo_mcore.errors import KnownError
+from grpo_mcore.errors import KnownError, MismatchError
 from grpo_mcore.parallel.world import is_rank_zero, world_size
 from grpo_mcore.rewards import RewardError
 
 CPU_EXPERIMENT, GPU_EXPERIMENT = "demo", "gsm8k_qwen2.5"
 SPEAKING_SECONDS = 5.0
+FOUND_BY_ALL = (ConfigError, RewardError, MismatchError)
+"""Errors that every rank raises alike."""
 
 
 def configure(script: Path, arguments: list[str]) -> TeacherGRPOConfig:
@@ -112,7 +114,7 @@ def one_line_errors() -> Iterator[None]:
     except KnownError as error:
         # What every rank finds, one of them says, and is given the time to before torchrun, seeing
         # another rank gone, ends it.
-        if is_rank_zero() or not isinstance(error, (ConfigError, RewardError)):
+        if is_rank_zero() or not isinstance(error, FOUND_BY_ALL):
             print(f"error: {error}", file=sys.stderr, flush=True)
         elif world_size() > 1:
             time.sleep(SPEAKING_SECONDS)

@@ -46,6 +46,7 @@ from grpo_mcore.checkpoint.random_state import random_state, restore_random_stat
 from grpo_mcore.config import TrainingConfig
 from grpo_mcore.errors import FilesError
 from grpo_mcore.models.hf_files import copy_companions
+from grpo_mcore.parallel.groups import Role
 from grpo_mcore.training.policy import Policy, Reference
 
 STATE = "state.json"
@@ -204,13 +205,30 @@ def load_checkpoint(policy: Policy, checkpoint: Path, reference: Reference | Non
     return state | {"tensors": load_file(tensors) if tensors.exists() else {}}
 
 
+def load_model_only(chunks: ModuleList, role: Role, checkpoint: Path) -> None:
+    """Loads the model of a checkpoint, whose manifest was verified, into `chunks`.
+
+    Raises:
+        FilesError: when it holds adapters beside the model, or a file of it could run code.
+    """
+    config = role.once(lambda: yaml.safe_load((checkpoint / CONFIG).read_text()))
+    if config.get("peft_config"):
+        raise FilesError(f"{checkpoint}: holds adapters beside its model; have the run write it")
+    role.once(lambda: check_pickles(checkpoint))
+    with _data_parallel_rank(role):
+        model = _sharded_model(chunks, {"dp_cp_group": role.groups.dp_cp})
+    loaded = dist_checkpointing.load({"model": model}, str(checkpoint))
+    for number, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded["model"][number])
+
+
 def write_json(file: Path, content: dict) -> None:
     file.write_text(json.dumps(content))
 
 
 def _sharded_state(policy: Policy, reference: Reference | None, is_loading: bool) -> dict:
     metadata = {"dp_cp_group": policy.role.groups.dp_cp}
-    with _data_parallel_rank(policy):
+    with _data_parallel_rank(policy.role):
         model = _sharded_model(policy.chunks, metadata)
         optimizer = sharded_states(policy.optimizer, model, is_loading, metadata)
         other = {"reference": _sharded_model(reference.chunks, metadata)} if reference else {}
@@ -256,9 +274,9 @@ class _Results:
 
 
 @contextmanager
-def _data_parallel_rank(policy: Policy):
+def _data_parallel_rank(role: Role):
     """Megatron asks `parallel_state` for this rank when it shards a tied output layer."""
-    parallel_state.set_data_parallel_rank(policy.role.data_rank)
+    parallel_state.set_data_parallel_rank(role.data_rank)
     try:
         yield
     finally:

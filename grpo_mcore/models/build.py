@@ -24,7 +24,14 @@ from grpo_mcore.parallel.groups import Role
 
 
 def load_model(shape: ModelShape, model: ModelConfig, role: Role, seed: int) -> ModuleList:
-    """This rank's part of the model in `model.path`, on the device, with its weights.
+    """This rank's part of the model in `model.path`, with its weights, as of `build_model`."""
+    chunks = build_model(shape, model, role, seed)
+    load_weights(chunks, shape, model, role)
+    return chunks
+
+
+def build_model(shape: ModelShape, model: ModelConfig, role: Role, seed: int) -> ModuleList:
+    """This rank's part of a model of `shape`, on the device; its weights are arbitrary.
 
     Returns:
         One GPTModel, or, in a virtual pipeline, one for each of the stage's chunks.
@@ -40,7 +47,6 @@ def load_model(shape: ModelShape, model: ModelConfig, role: Role, seed: int) -> 
     numbers = range(model.virtual_pipeline) if model.virtual_pipeline > 1 else (None,)
     chunks = ModuleList(_build_chunk(shape, config, role, number) for number in numbers)
     chunks.to(device.torch_device(), DTYPES[model.dtype])
-    load_weights(chunks, shape, model, role)
     return chunks
 
 

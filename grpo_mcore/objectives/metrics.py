@@ -1,7 +1,8 @@
 """Metrics of parts of a batch, and of the whole from them.
 
 A part's metric is a pair [sum, count], so that the whole's is a true mean however the batch was
-split; or a single number: a share, to be added up, or an extreme, if its name ends in min or max.
+split; a triple [sum, sum of squares, count], of which the whole's is an effective sample size; or a
+single number: a share, to be added up, or an extreme, if its name ends in min or max.
 """
 
 from collections.abc import Iterable
@@ -19,6 +20,15 @@ def mean_of(values: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([values.where(counted, 0.0).sum(), counted.sum().to(values.dtype)]).detach()
 
 
+def effective_size_of(weights: Tensor, mask: Tensor) -> Tensor:
+    """[sum, sum of squares, count] of the `weights` [sequences, tokens] of the mask's tokens. The
+    whole's is Kish's effective sample size (Survey Sampling, 1965) as a share of the count,
+    sum(w)^2 / (n sum(w^2)): 1 for equal weights, 1 / n where one outweighs all others."""
+    counted = mask > 0
+    held = weights.where(counted, 0.0)
+    return torch.stack([held.sum(), held.square().sum(), counted.sum().to(weights.dtype)]).detach()
+
+
 def combine(parts: Iterable[dict[str, list[float] | float]]) -> dict[str, float]:
     """The whole's metrics; a mean over nothing is 0."""
     gathered: dict[str, list] = {}
@@ -30,7 +40,9 @@ def combine(parts: Iterable[dict[str, list[float] | float]]) -> dict[str, float]
 
 def _combine(name: str, values: list) -> float:
     if isinstance(values[0], list):
-        total, count = map(sum, zip(*values, strict=True))
+        total, *squares, count = map(sum, zip(*values, strict=True))
+        if squares:
+            return total**2 / (count * squares[0]) if total else 0.0
         return total / max(count, 1)
     for extreme in (min, max):
         if name.endswith(extreme.__name__):

@@ -14,6 +14,8 @@ import traceback
 from multiprocessing.connection import Connection, wait
 from threading import Thread
 
+import numpy as np
+
 from grpo_mcore.rollout.bucket import Delivery, Receipt
 from grpo_mcore.rollout.guard import end_with_parent
 from grpo_mcore.rollout.requests import Completion, Request, sampling_settings
@@ -52,6 +54,21 @@ class Child:
             if done or time.monotonic() - told > NEWS_SECONDS:
                 told = time.monotonic()
                 self.connection.send(("progress", (done, of_finished + self._unfinished())))
+
+    def probe(self, prompts: list[list[int]]) -> list[list[dict[str, np.ndarray]]]:
+        """What the modules compute of each prompt, by worker (`rollout.probe.Probe`)."""
+        from vllm import SamplingParams, TokensPrompt
+
+        found = []
+        for prompt in prompts:
+            self.llm.collective_rpc("begin_probe")
+            self.llm.generate(
+                TokensPrompt(prompt_token_ids=prompt),
+                SamplingParams(max_tokens=1, detokenize=False),
+                use_tqdm=False,
+            )
+            found.append(self.llm.collective_rpc("end_probe"))
+        return found
 
     def begin_sync(self, delivery: Delivery | None) -> None:
         self.llm.collective_rpc("begin_sync", args=(delivery,))

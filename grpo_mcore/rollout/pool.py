@@ -31,6 +31,14 @@ PROGRESS_SECONDS = 30.0
 WORKER_EXTENSION = "grpo_mcore.rollout.receiver.WeightReceiver"
 
 
+PROBED = {
+    "worker_extension_cls": "grpo_mcore.rollout.probe.Probe",
+    "enforce_eager": True,  # a compiled model calls no hooks
+    "enable_prefix_caching": False,  # every token is to be computed
+}
+"""vLLM's arguments where what modules compute is looked at."""
+
+
 class StaleEngine(KnownError, RuntimeError):
     """Generation was asked of an engine that does not hold the trainer's weights."""
 
@@ -63,12 +71,15 @@ class RolloutPool:
         log_dir: Path,
         is_frozen: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        probed: bool = False,
     ):
         """Starts the engines without waiting for them; `wait_until_ready` does.
 
         Args:
             is_frozen: the weights will not change, so they wait in host memory while engines sleep.
             tokenizer: for engines that are asked for what is said in text (`Request`).
+            probed: the engines answer "probe" (`rollout.child.Child.probe`), for which they run
+                eagerly.
         """
         self.role, self.engines, self.tensor_parallel = role, engines, tensor_parallel
         self.config, self.log_dir = config, log_dir
@@ -76,11 +87,11 @@ class RolloutPool:
         self.max_model_len, self.tokenizer = max_model_len, tokenizer
         self.remote = config.engine == "server"
         """Whether the engines have devices of their own."""
-        self.start_arguments = (
-            (max_model_len, dtype)
-            if self.remote
-            else (_llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config),)
-        ) + (stop_token_ids,)
+        if self.remote:
+            self.start_arguments = max_model_len, dtype, stop_token_ids
+        else:
+            arguments = _llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config)
+            self.start_arguments = arguments | (PROBED if probed else {}), stop_token_ids
         self.versions = [-1] * engines
         self.refill: Callable[[], None] | None = None
         self.restarts = [0] * engines

@@ -60,6 +60,9 @@ class Session(ABC):
         """And as tensors, the same on all ranks."""
         return {}
 
+    def step_recorded(self, step: int, metrics: dict[str, float]) -> None:  # noqa: B027
+        """After the record of step `step` (from 1) and its line on the terminal."""
+
     def rest(self) -> None:  # noqa: B027  most have nobody who waits
         """After each of the trainer's methods: nothing more is asked for the time being."""
 
@@ -205,6 +208,7 @@ class BaseTrainer(ABC):
                 session.evaluate if session.evaluates else None,
                 session.state,
                 session.tensors,
+                session.step_recorded,
             )
             final = Path(self.args.output_dir) / "final"
             self._write_model(session, final)

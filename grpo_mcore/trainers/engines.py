@@ -24,13 +24,15 @@ def start_engines(
     engines: int,
     rollout: RolloutConfig,
     output_dir: str,
-    with_tokenizer: bool,
+    with_tokenizer: bool = False,
+    probed: bool = False,
 ) -> RolloutPool:
     """Starts the role's engines. On a CPU they load while this process builds its models; on a GPU
     it waits, because vLLM sizes its cache by the device memory it finds free.
 
     Args:
         with_tokenizer: whether requests will say in text what they want.
+        probed: as of RolloutPool.
     """
     pool = RolloutPool(
         role,
@@ -44,6 +46,7 @@ def start_engines(
         Path(output_dir) / "logs",
         is_frozen=role.name == "student",
         tokenizer=tokenizer.inner if with_tokenizer else None,
+        probed=probed,
     )
     if device.is_cuda():
         pool.wait_until_ready()

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ from grpo_mcore.rollout.samples import Rollouts, Sample
 from grpo_mcore.trainers.base import Session, of_dataset
 from grpo_mcore.trainers.batches import generation_cycle, prompts_per_generation
 from grpo_mcore.trainers.grpo_update import OF_LAST_STAGE, GRPOUpdate
+from grpo_mcore.trainers.handover import HandOver, MismatchLimits, verdict, why_incomparable
 from grpo_mcore.trainers.loop import Loop, Start, trained_model
 from grpo_mcore.training.batch import Batch, align, pad_batch
 from grpo_mcore.training.policy import BaseReference, Policy, Reference
@@ -56,7 +57,6 @@ SHOWN = {
     "kl": "kl {:.4f}",
     "grad_norm": "grad {:.2f}",
     "completions/mean_length": "tokens {:.1f}",
-    "sampling/mismatch": "mismatch {:.6f}",
     "time/step": "{:.1f} s",
     "eval_reward": "reward {:+.3f}",
 }
@@ -94,6 +94,10 @@ class GRPOSession(Session):
         """Rows of the dataset taken so far, in their order."""
         self.held: dict[int, Batch] = {}
         """Generations that are not used up."""
+        self.hand_overs: dict[int, HandOver] = {}
+        """What sampled each of them."""
+        self.sampled_by: list[HandOver] = []
+        """What sampled the newest step's."""
         self.training_span = (0.0, 0.0)
         self.step = 0
         """The newest, counted from 1."""
@@ -113,13 +117,15 @@ class GRPOSession(Session):
             self.reference if config.sync_ref_model else None,
             self.job.steps_per_epoch,
         )
+        self.mismatch_limits = self._mismatch_limits()
         self._restore(self.loop.restored)
         pool.wait_until_ready()
         self.sync = WeightSync(
             self.sampled_model(), self.shape, self.role, pool, config.rollout.bucket_megabytes
         )
         pool.refill = self._refill
-        self.sync.push(self.policy.version)
+        self.tensors_sent = self.sync.push(self.policy.version)["tensors"]
+        """By the newest sync."""
         self.loop.say(self.job.describe())
 
     def sampled_model(self) -> ModuleList:
@@ -168,6 +174,7 @@ class GRPOSession(Session):
                 metrics |= self.generate(sorted(lacking))
             with phases("update"):
                 metrics |= self.update(self._rows_of(parts))
+            self.sampled_by = [self.hand_overs[generation] for generation, _ in parts]
             self._drop_used(step)
             self._move_reference(step + 1)
             if not self.held:  # what comes next is sampled by this policy
@@ -176,7 +183,20 @@ class GRPOSession(Session):
         self.training_span = (self.training_span[0], time.time())
         kl = metrics.get("kl")
         self.trainer.current_kl = None if kl is None else torch.tensor([kl])
-        return metrics | phases.take()
+        is_high = self.mismatch_limits.is_high(metrics.get("sampling/mismatch"))
+        return metrics | {"sampling/mismatch_warning": float(is_high)} | phases.take()
+
+    def step_recorded(self, step: int, metrics: dict[str, float]) -> None:
+        """Says what the step's samples prove of the hand-over of weights.
+
+        Raises:
+            MismatchError: when trainer and engines disagree by more than the run allows.
+        """
+        mismatch = metrics.get("sampling/mismatch")
+        is_high = bool(metrics["sampling/mismatch_warning"])
+        self.loop.say(verdict(self.sampled_by, mismatch, is_high))
+        if warning := self.mismatch_limits.judge(step, mismatch):
+            self.loop.say(warning)
 
     def generate(self, generations: list[int]) -> dict[str, float]:
         """Samples and scores what these generations (from 0) of the run hold. Returns the metrics
@@ -186,6 +206,9 @@ class GRPOSession(Session):
         for generation in generations:
             rollouts, scores, found = self.sample(generation)
             self.training_span = (time.time(), 0.0)
+            self.hand_overs[generation] = HandOver(
+                self.pool.version, self.policy.version, self.tensors_sent
+            )
             self.held[generation] = batch = self.batch_of(rollouts, scores)
             self.num_tokens += int(batch["lengths"].sum())
             sampled.append((rollouts, scores))
@@ -399,6 +422,7 @@ class GRPOSession(Session):
         if not self.pool.behind(self.policy.version):
             return {}
         sent = self.sync.push(self.policy.version)
+        self.tensors_sent = sent["tensors"]
         return {f"sync/{name}": float(value) for name, value in sent.items()}
 
     def _try_to_sync(self) -> dict[str, float]:
@@ -460,6 +484,7 @@ class GRPOSession(Session):
             "cursor": self.cursor,
             "num_tokens": self.num_tokens,
             "use_of_generations": self._use_of_generations(),
+            "hand_overs": {str(g): astuple(h) for g, h in self.hand_overs.items()},
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -486,6 +511,7 @@ class GRPOSession(Session):
             if name in OF_LAST_STAGE and not self.role.is_last_stage:
                 tensor = torch.zeros_like(tensor)
             self.held.setdefault(int(generation), {})[name] = tensor
+        self.hand_overs = {int(g): HandOver(*h) for g, h in saved.get("hand_overs", {}).items()}
         for generation, batch in self.held.items():  # this layout may want another length
             length, multiple = batch["tokens"].shape[1], self.policy.length_multiple
             self.held[generation] = _padded(batch, -(-length // multiple) * multiple)
@@ -510,6 +536,18 @@ class GRPOSession(Session):
             return BaseReference(self.policy)
         model = self.model if path is None else replace(self.model, path=path)
         return Reference(self.role, self.shape, model, config)
+
+    def _mismatch_limits(self) -> MismatchLimits:
+        rollout, reason = self.config.rollout, self.why_incomparable()
+        if reason is None:
+            return MismatchLimits(rollout.mismatch_warn, rollout.mismatch_stop)
+        if rollout.mismatch_warn is not None:
+            self.loop.say(f"rollout.mismatch_warn={rollout.mismatch_warn} is off with {reason}")
+        return MismatchLimits(None, None)
+
+    def why_incomparable(self) -> str | None:
+        """Why the engines' log-probabilities are rightly not the policy's; None where they are."""
+        return why_incomparable(self.config)
 
     def _move_reference(self, done: int) -> None:
         config = self.config
@@ -549,6 +587,7 @@ class GRPOSession(Session):
     def _drop_used(self, step: int) -> None:
         needed = {generation for generation, _ in self.cycle.parts(step + 1)}
         self.held = {g: batch for g, batch in self.held.items() if g in needed}
+        self.hand_overs = {g: self.hand_overs[g] for g in self.held}
 
     def generate_and_score(self, rows: Sequence[dict]) -> tuple[list[str], Tensor, Tensor]:
         self._check_count(len(rows) * self.config.num_generations)

@@ -187,12 +187,15 @@ class Loop:
         evaluate: Callable[[], dict[str, float]] | None,
         state: Callable[[], dict],
         tensors: Callable[[], dict[str, Tensor]] = dict,
+        step_recorded: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     ) -> TrainOutput:
         """
         Args:
             evaluate: metrics without their "eval_".
             state: called by all ranks; what to save with a checkpoint, as JSON.
             tensors: what else to save, the same on all ranks.
+            step_recorded: called by all ranks with the number of each step, from 1, and its
+                metrics, once these are recorded.
 
         Raises:
             EngineError: when engines cannot be kept alive. If checkpoints are wanted there is one
@@ -245,6 +248,7 @@ class Loop:
                 losses.append(metrics["loss"])
             if self.progress:
                 self.progress.step(self.done, with_aliases(metrics))
+            step_recorded(self.done, metrics)
             runner.step_end(metrics, epoch)
             is_last = self.done == config.max_steps
             with self._saving_where_engines_fail(state, tensors):

@@ -40,6 +40,7 @@ from grpo_mcore.objectives.correction import refuse_truncated_sampling
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.trainers.batches import steps_per_epoch, with_batches, with_steps
 from grpo_mcore.trainers.engines import check_servers, says_in_text
+from grpo_mcore.trainers.handover import check_mismatch_limits
 from grpo_mcore.trainers.layouts import choose_layout, choose_layouts, count_engines
 from grpo_mcore.trainers.lengths import Lengths, fit_lengths
 from grpo_mcore.trainers.loop import trained_model
@@ -354,6 +355,7 @@ def check_group(config: GroupConfig) -> None:
         _check_moving_reference(config)
     _check_texts(config)
     _check_rollout(config.rollout)
+    check_mismatch_limits(config)
     if config.rollout.offload_policy and not device.is_cuda():
         raise ConfigError("rollout.offload_policy=True: there is no GPU to move the policy off")
     if config.rollout.offload_policy and trained_model(config).fp8_param:

@@ -52,7 +52,6 @@ SHOWN = {
     "student_accuracy": "taught {:.2f}",
     "kl": "kl {:.4f}",
     "grad_norm": "grad {:.2f}",
-    "sampling/mismatch": "mismatch {:.6f}",
     "time/step": "{:.1f} s",
     "eval_sampled_baseline_accuracy": "alone {:.3f}",
     "eval_sampled_student_accuracy": "taught {:.3f}",
@@ -72,6 +71,9 @@ LESSON_COLUMNS: dict[str, Callable[[Lesson], object]] = {
     "teaching_tokens": lambda lesson: lesson.teaching_tokens,
 }
 """What reward functions are offered beside the dataset's columns."""
+USES_REFERENCE = (
+    "use_reference_teacher_model=True: the model that samples is not the one that is trained"
+)
 FROZEN = 0
 """The version of the student's weights, for ever."""
 
@@ -227,6 +229,9 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
                 "use_reference_teacher_model=True: there is no reference model; set beta above 0, "
                 "and with peft_config give ref_model"
             )
+        stop = self.args.rollout.mismatch_stop
+        if self.use_reference_teacher_model and stop is not None:
+            raise ConfigError(f"rollout.mismatch_stop={stop}: leave it out with {USES_REFERENCE}")
         if not self.reward_sources:
             args = self.args
             self.reward_sources = [
@@ -364,6 +369,11 @@ class TeacherSession(GRPOSession):
         if self.trainer.use_reference_teacher_model:
             return self.reference.chunks
         return super().sampled_model()
+
+    def why_incomparable(self) -> str | None:
+        if self.trainer.use_reference_teacher_model:
+            return USES_REFERENCE
+        return super().why_incomparable()
 
     def shown(self) -> dict[str, str]:
         return SHOWN

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.end_to_end.conftest import (
     ROOT,
@@ -42,6 +44,19 @@ def test_prints_the_layout_and_one_line_a_step(finished):
     for step in (1, 2, 3, 4):
         assert sum(line.startswith(f"step    {step}  reward") for line in lines) == 1
     assert sum(line.startswith("eval") for line in lines) == 2
+
+
+def test_says_after_each_step_that_engine_and_trainer_agree(finished):
+    directory, output = finished
+    steps = [r for r in records(directory) if "reward" in r]
+    lines = output.splitlines()
+    for record in steps:
+        place = next(i for i, x in enumerate(lines) if x.startswith(f"step    {record['step']}  "))
+        sampled = record["step"] - 1
+        assert lines[place + 1] == (
+            f"sync ok: 0 of {record['sync/tensors']:.0f} tensors differ, mismatch "
+            f"{record['sampling/mismatch']:.4f}, engine {sampled} = trainer {sampled}"
+        )
 
 
 def test_records_every_step(finished):
@@ -78,6 +93,47 @@ def test_exports_a_teacher_that_transformers_loads(finished, job):
     tokenizer = AutoTokenizer.from_pretrained(directory / "final")
     tokens = tokenizer("tom has 14 cards.", return_tensors="pt")
     assert torch.isfinite(model(**tokens).logits).all()
+
+
+def test_its_checkpoint_is_what_an_engine_gets(finished, tmp_path):
+    """The limit is one that even rounding is above, so all of the tool's answers are seen."""
+    directory, _ = finished
+    tool, file = ROOT / "tools" / "verify_sync.py", tmp_path / "verified.json"
+    options = ["--max-tokens", "6", "--max-mismatch", "1", "--threshold", "1e-8"]
+    command = [sys.executable, tool, directory / "checkpoints", *options, "--output", file]
+    output = run_command(command, fails=True)
+    found = json.loads(file.read_text())
+    assert found["difference"] is None and found["tensors"] == 24 and found["bytes"] > 1e5
+    assert found["engine_version"] == found["trainer_version"]
+    assert f"24 tensors, {found['bytes'] / 2**20:.1f} MiB: 0 differ" in output
+    samples, whole = found["samples"], found["all"]
+    assert 0 < sum(sample["tokens"] for sample in samples) <= 6 * len(samples)
+    mean = sum(s["mismatch"] * s["tokens"] for s in samples) / sum(s["tokens"] for s in samples)
+    assert whole["mismatch"] == pytest.approx(mean, rel=1e-12)
+    assert whole["max"] == max(sample["max"] for sample in samples) < 1e-4
+    assert 1 < whole["mismatch"] < 1.0001 and not found["ok"]
+    assert f"mismatch {whole['mismatch']:.6f} is above 1.0" in output
+    beyond = [sample["first_beyond"] for sample in samples if sample["first_beyond"]]
+    assert beyond and all(1e-8 < abs(b["trainer"] - b["engine"]) < 1e-4 for b in beyond)
+
+
+def test_the_module_in_which_another_model_differs_is_named(finished, tmp_path):
+    """An engine is given the exported model with one tensor altered."""
+    directory, _ = finished
+    altered, file = tmp_path / "altered", tmp_path / "diagnosed.json"
+    shutil.copytree(directory / "final", altered)
+    weights = load_file(altered / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3] *= 1.5
+    save_file(weights, altered / "model.safetensors", {"format": "pt"})
+    tool = ROOT / "tools" / "diagnose_mismatch.py"
+    options = ["--engine-model", altered, "--output", file]
+    output = run_command([sys.executable, tool, directory / "checkpoints", *options], fails=True)
+    found = json.loads(file.read_text())
+    assert found["first"] == "model.layers.1.mlp.down_proj"
+    assert "of its output: model.layers.1.mlp.down_proj" in output
+    names = [module["module"] for module in found["modules"]]
+    before = found["modules"][: names.index(found["first"])]
+    assert len(before) == 24 and all(module["relative"] < 1e-5 for module in before)
 
 
 def test_a_killed_run_is_repeated_exactly(finished, job, tmp_path):
@@ -182,6 +238,22 @@ def test_started_by_bash_a_wrong_setting_prints_nothing_else(job):
     assert output.splitlines() == [
         "error: num_generation: unknown configuration key; did you mean num_generations?"
     ]
+
+
+@pytest.mark.slow
+def test_a_run_in_which_trainer_and_engine_disagree_stops_with_one_line(job, tmp_path):
+    """Every rank finds it; no float32 agrees to the last digit."""
+    overrides = [*job, *SEPARATE, "max_steps=2", "data.eval=null", f"output_dir={tmp_path / 'run'}"]
+    overrides += ["rollout.mismatch_warn=null", "rollout.mismatch_stop=1"]
+    output = run_command(["bash", SCRIPT, *overrides], fails=True, NPROC_PER_NODE="3")
+    said = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(said) == 1 and said[0].startswith(
+        "error: step 1: sampling/mismatch is 1.0000, above"
+    )
+    assert "rollout.mismatch_stop=1.0" in said[0]
+    assert [record["step"] for record in records(tmp_path / "run")] == [1]
+    assert not (tmp_path / "run" / "final").exists()
+    assert not processes_with_files_under(tmp_path / "run")
 
 
 def processes_with_files_under(directory: Path) -> list[psutil.Process]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grpo_mcore.objectives.metrics import combine, mean_of
+from grpo_mcore.objectives.metrics import combine, effective_size_of, mean_of
 
 
 def test_means_shares_and_extremes():
@@ -27,3 +27,12 @@ def test_mean_of_tokens_and_of_sequences():
     assert mean_of(tokens, mask).tolist() == [6, 3]
     sequences = torch.tensor([[4.0], [5.0], [torch.nan]])
     assert mean_of(sequences, mask).tolist() == [9, 2]
+
+
+def test_effective_size_of_weights_from_parts():
+    weights = torch.tensor([[1.0, 2, 9], [3, torch.nan, 9]])
+    mask = torch.tensor([[1.0, 1, 0], [1, 0, 0]])
+    parts = [effective_size_of(w[None], m[None]) for w, m in zip(weights, mask, strict=True)]
+    expected = 6**2 / (3 * (1 + 4 + 9))
+    assert combine([{"ess": part.tolist()} for part in parts])["ess"] == pytest.approx(expected)
+    assert combine([{"ess": [0.0, 0.0, 0.0]}]) == {"ess": 0.0}

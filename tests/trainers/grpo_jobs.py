@@ -106,10 +106,11 @@ def job(path: Path, output: Path, /, **settings) -> GRPOConfig:
         "log_completions": 16,
     } | settings
     model = ModelConfig(path=str(path), **settings.pop("model", {}))
+    rollout = {"kv_cache_gib": 0.05, "deadline_seconds": 120} | settings.pop("rollout", {})
     return GRPOConfig(
         output_dir=str(output),
         model=model,
-        rollout=RolloutConfig(kv_cache_gib=0.05, deadline_seconds=120),
+        rollout=RolloutConfig(**rollout),
         **settings,
     )
 

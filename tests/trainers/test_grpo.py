@@ -11,6 +11,7 @@ import transformers
 from datasets import Dataset, IterableDataset
 
 from grpo_mcore.config import ConfigError
+from grpo_mcore.errors import MismatchError
 from grpo_mcore.objectives.advantages import group_advantages
 from grpo_mcore.rewards import RewardError
 from grpo_mcore.trainers.grpo_update import GRPOUpdate
@@ -343,6 +344,73 @@ def test_replacing_is_bounded(train):
     assert metrics["dynamic_sampling/batches"] == 3
     assert metrics["dynamic_sampling/replaced"] == 4
     assert metrics["frac_reward_zero_std"] == 1
+
+
+# Agreement with the engine.
+
+
+def verdicts(capsys) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("sync ")]
+
+
+def test_each_steps_record_and_verdict_say_how_engine_and_trainer_agree(train, seen, capsys):
+    rows = steps_of(train(max_steps=2))
+    assert len(rows) == 2
+    for step, row in enumerate(rows):
+        parts = [part for part in seen if part["step"] == step]
+        gaps = [(p["log_probs"] - p["rollout"])[p["mask"] > 0].double() for p in parts]
+        gap = torch.cat(gaps)
+        for name in ("", "at_0-15/"):  # completions are of 8 tokens at most
+            found = {key: row[f"sampling/{name}{key}"] for key in ("mismatch", "max", "ess")}
+            assert found["mismatch"] == pytest.approx(gap.abs().exp().mean().item(), abs=1e-12)
+            assert found["max"] == gap.abs().max().item() < 1e-4
+            size = gap.exp().sum() ** 2 / gap.exp().square().sum()
+            assert found["ess"] == pytest.approx(size.item() / len(gap), abs=1e-12)
+        assert row["sampling/mismatch_warning"] == 0
+    tensors = int(rows[0]["sync/tensors"])
+    assert verdicts(capsys) == [
+        f"sync ok: 0 of {tensors} tensors differ, mismatch 1.0000, engine {n} = trainer {n}"
+        for n in (0, 1)
+    ]
+
+
+def test_verdicts_name_the_versions_that_sampled(train, capsys):
+    """Four updates on each generation; one of them resumed amid it."""
+    settings = CYCLE | {"max_steps": 6, "save_strategy": "steps", "save_steps": 1}
+    whole = train(name="whole", **settings)
+    said = verdicts(capsys)
+    versions = [line.partition("engine ")[2] for line in said]
+    assert versions == ["0 = trainer 0"] * 4 + ["4 = trainer 4"] * 2
+    checkpoint = Path(whole.args.output_dir) / "checkpoints" / "iter_0000003"
+    train(name="resumed", resume=str(checkpoint), **settings)
+    assert verdicts(capsys) == said[3:]
+
+
+def test_disagreement_is_told_once_and_recorded(train, capsys):
+    """What the function says of its samples is made up."""
+    rows = steps_of(train(rollout_func=rollout, max_steps=2))
+    assert [row["sampling/mismatch_warning"] for row in rows] == [1, 1]
+    output = capsys.readouterr().out
+    assert output.count("warning: step 1: sampling/mismatch is") == 1
+    assert output.count("above rollout.mismatch_warn=1.1") == 1
+    assert output.count("sync in doubt: 0 of ") == 2
+
+
+def test_a_run_stops_above_its_limit_and_keeps_the_record(train, tmp_path):
+    limits = {"mismatch_warn": None, "mismatch_stop": 1.12}
+    with pytest.raises(
+        MismatchError, match=r"^step 1: sampling/mismatch is .* above rollout\.mism"
+    ):
+        train(rollout_func=rollout, rollout=limits)
+    [row] = records(tmp_path / "run")
+    assert row["sampling/mismatch"] > 1.12
+
+
+def test_truncated_sampling_has_no_limit(train, capsys):
+    train(top_k=2, vllm_importance_sampling_correction=False)
+    output = capsys.readouterr().out
+    assert "rollout.mismatch_warn=1.1 is off with top_k=2: the engine's log-probabilities" in output
+    assert "sync ok: 0 of " in output and "warning: step" not in output
 
 
 # Resuming.

@@ -365,6 +365,11 @@ def test_number_too_small(config, key, value, least):
     assert message == f"{key}={value}: must be at least {least}"
 
 
+def test_limits_on_the_mismatch_are_checked(config):
+    message = refusal(config, rollout__mismatch_stop=1.05)
+    assert message == "rollout.mismatch_stop=1.05: must be at least rollout.mismatch_warn=1.1"
+
+
 @pytest.mark.parametrize(
     "key, value, known",
     [

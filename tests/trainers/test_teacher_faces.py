@@ -172,6 +172,11 @@ def test_without_a_student_the_reference_is_taught(model, tiny_models, tmp_path)
             {"beta": 0.0},
             "use_reference_teacher_model=True: there is no reference model",
         ),
+        (
+            {"use_reference_teacher_model": True},
+            {"rollout": RolloutConfig(mismatch_stop=2.0)},
+            "rollout.mismatch_stop=2.0: leave it out with use_reference_teacher_model=True",
+        ),
         ({"tools": [len]}, {}, "tools: a teacher answers in one turn"),
         ({}, {"max_sequence_length": 9}, "max_sequence_length=9: is of no use to Teacher"),
         ({"train_dataset": [{"question": "a"}]}, {}, "train_dataset has no such column"),
