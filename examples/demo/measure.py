@@ -89,6 +89,7 @@ class _TeacherEngine:
         self.role, self.pool, self.config, self.shape = role, pool, config, job.shapes["teacher"]
 
     def hold(self, path: str, version: int) -> None:
+        self.pool.refill = lambda: self.hold(path, version)
         model = ModelConfig(path=path, dtype=self.config.teacher.dtype)
         chunks = load_model(self.shape, model, self.role, self.config.seed)
         megabytes = self.config.rollout.bucket_megabytes
