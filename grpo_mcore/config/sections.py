@@ -124,5 +124,8 @@ class RolloutConfig:
     """Requests an engine works on at once."""
     bucket_megabytes: int = 256
     """Weights move to the engines in buckets of at most this size (or one tensor)."""
+    lora_sync: str = "merged"
+    """What engines are sent when adapters are trained: "merged" (the layers that they change) or
+    "adapters" (these alone, which vLLM computes with; more work at each token)."""
     deadline_seconds: float = 1800.0
     """Longest wait for an engine or for another rank before the run stops with the reason."""

@@ -25,6 +25,8 @@ class Child:
 
         self.llm = LLM(**llm_arguments)
         self.stop_token_ids = stop_token_ids
+        self.adapters = None
+        """vLLM's LoRARequest, which goes with every request."""
 
     def generate(self, requests: list[Request]) -> Generated:
         from vllm import SamplingParams, TokensPrompt
@@ -48,6 +50,7 @@ class Child:
                 for r in requests
             ],
             use_tqdm=False,
+            lora_request=self.adapters,
         )
         completions = [_completion(output.outputs[0]) for output in outputs]
         return Generated(completions, started, time.time())
@@ -63,6 +66,17 @@ class Child:
         # What the old weights computed must not serve the new ones.
         self.llm.reset_prefix_cache()
         return receipts
+
+    def load_adapters(self, directory: str, version: int) -> list[Receipt]:
+        """Puts the adapters in `directory`, in PEFT's format, in place of those before."""
+        from vllm.lora.request import LoRARequest
+
+        if self.adapters:
+            self.llm.llm_engine.remove_lora(self.adapters.lora_int_id)
+        self.adapters = LoRARequest(f"version {version}", version + 1, directory)
+        self.llm.llm_engine.add_lora(self.adapters)
+        self.llm.reset_prefix_cache()
+        return self.llm.collective_rpc("check_adapters", args=(directory, version + 1))
 
     def ask_workers(self, method: str, *arguments) -> list:
         """What `method` of each worker's extension answers."""

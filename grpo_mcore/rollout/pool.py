@@ -5,7 +5,7 @@ from collections import deque
 from pathlib import Path
 
 from grpo_mcore import device
-from grpo_mcore.config import RolloutConfig
+from grpo_mcore.config import LoraConfig, RolloutConfig
 from grpo_mcore.errors import KnownError
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.rollout.engine import Engine, EngineError
@@ -17,6 +17,10 @@ memory, so that old weights, new weights and cache never stand side by side."""
 
 
 WORKER_EXTENSION = "grpo_mcore.rollout.receiver.WeightReceiver"
+
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for the most that adapters may have."""
 
 
 class StaleEngine(KnownError, RuntimeError):
@@ -41,8 +45,13 @@ class RolloutPool:
         tensor_parallel: int,
         config: RolloutConfig,
         log_dir: Path,
+        lora: LoraConfig | None = None,
     ):
-        """Starts the engines without waiting for them; `wait_until_ready` does."""
+        """Starts the engines without waiting for them; `wait_until_ready` does.
+
+        Args:
+            lora: of adapters that the engines will be sent beside the model.
+        """
         self.role, self.engines, self.versions = role, engines, [-1] * engines
         self.tensor_parallel, self.ready = tensor_parallel, False
         self.asleep: set[str] = set()
@@ -59,6 +68,9 @@ class RolloutPool:
                 config.deadline_seconds,
             )
             arguments = _llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config)
+            if lora:
+                rank = next(rank for rank in LORA_RANKS if rank >= lora.r)
+                arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
             self.engine.submit("start", arguments, stop_token_ids)
 
     @property

@@ -243,6 +243,7 @@ class GRPOTrainer(BaseTrainer):
             job.engines,
             args.rollout,
             args.output_dir,
+            args.peft_config,
         )
         cleanup.callback(pool.close)
         return GRPOSession(self, world, pool, start)

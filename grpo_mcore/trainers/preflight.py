@@ -35,6 +35,7 @@ from grpo_mcore.models.transformer_engine import (
 )
 from grpo_mcore.objectives.correction import refuse_truncated_sampling
 from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.rollout.pool import LORA_RANKS
 from grpo_mcore.trainers.batches import steps_per_epoch, with_batches, with_steps
 from grpo_mcore.trainers.layouts import choose_layout, choose_layouts, count_engines
 from grpo_mcore.trainers.lengths import Lengths, fit_lengths
@@ -338,6 +339,19 @@ def check_group(config: GroupConfig) -> None:
     if config.sync_ref_model:
         _check_moving_reference(config)
     _check_rollout(config.rollout)
+    if config.rollout.lora_sync == "adapters":
+        check_adapter_sync(config)
+
+
+def check_adapter_sync(config: GroupConfig) -> None:
+    """Checks that engines can be sent adapters alone."""
+    if config.peft_config is None:
+        raise ConfigError("rollout.lora_sync=adapters: there are no adapters; give peft_config")
+    if config.peft_config.r > LORA_RANKS[-1]:
+        raise ConfigError(
+            f"peft_config.r={config.peft_config.r}: vLLM takes at most {LORA_RANKS[-1]}; "
+            "rollout.lora_sync=merged takes any"
+        )
 
 
 def _check_moving_reference(config: GroupConfig) -> None:
@@ -357,6 +371,8 @@ def _check_moving_reference(config: GroupConfig) -> None:
 
 
 def _check_rollout(rollout: RolloutConfig) -> None:
+    if rollout.lora_sync not in ("merged", "adapters"):
+        raise ConfigError(f'rollout.lora_sync={rollout.lora_sync}: "merged" or "adapters"')
     for key in ("bucket_megabytes", "max_num_seqs"):
         _at_least(f"rollout.{key}", getattr(rollout, key), 1)
     for key in ("deadline_seconds", "kv_cache_gib", "gpu_memory_utilization"):

@@ -311,6 +311,7 @@ def start_role_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> Rollo
         job.engines[role.name],
         config.rollout,
         config.output_dir,
+        config.peft_config if role.name == "teacher" else None,
     )
 
 

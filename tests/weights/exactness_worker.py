@@ -42,7 +42,7 @@ def run(
     tensor, pipeline, data = map(int, layout.split("x"))
     if pipeline == 1:
         settings.pop("virtual_pipeline", None)
-    experts = settings.pop("expert_parallel", 1) if data > 1 else 1
+    experts = min(settings.pop("expert_parallel", 1), data)
     model = ModelConfig(path=path, expert_parallel=experts, **settings)
     rollout = RolloutConfig(kv_cache_gib=0.05, deadline_seconds=240)
     shape = read_shape("model.path", path)
