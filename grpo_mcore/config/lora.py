@@ -10,6 +10,7 @@ from grpo_mcore.errors import ConfigError
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ALL_LINEAR = "all-linear"
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _SERVED = {field.name for field in fields(LoraConfig)} - {"path"}
 _ONLY = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True}

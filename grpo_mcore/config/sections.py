@@ -146,6 +146,9 @@ class RolloutConfig:
     module that computes something else, gives more."""
     mismatch_stop: float | None = None
     """Stop the run there."""
+    lora_sync: str = "merged"
+    """What engines are sent when adapters are trained: "merged" (the layers that they change) or
+    "adapters" (these alone, which vLLM computes with; more work at each token)."""
     deadline_seconds: float = 1800.0
     """Longest wait for another rank, or silence of an engine, before that counts as a failure."""
     start_seconds: float | None = None

@@ -35,6 +35,7 @@ from torch.nn.init import kaiming_uniform_
 
 from grpo_mcore import device
 from grpo_mcore.config import LoraConfig
+from grpo_mcore.config.lora import ADAPTER_WEIGHTS
 from grpo_mcore.errors import ConfigError, FilesError
 from grpo_mcore.models.build import weight_rules
 from grpo_mcore.models.expected import hf_sizes
@@ -45,7 +46,6 @@ from grpo_mcore.models.transformer_engine import fuses_norms, read_weight
 from grpo_mcore.parallel.groups import Role
 
 SUFFIX = "_adapters"
-WEIGHTS = "adapter_model.safetensors"
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _LAYERS = (
     ("self_attention", "linear_qkv"),
@@ -282,7 +282,7 @@ class _NewAdapters:
 
 def _open(lora: LoraConfig, shape: ModelShape) -> HFReader:
     """The adapter at `lora.path`. Raises FilesError when its tensors are not what `shape` needs."""
-    reader, sizes = HFReader(lora.path, file=WEIGHTS), adapter_sizes(shape, lora)
+    reader, sizes = HFReader(lora.path, file=ADAPTER_WEIGHTS), adapter_sizes(shape, lora)
     for name, size in sizes.items():
         if tuple(reader.shape(name)) != size:
             raise FilesError(

@@ -32,6 +32,8 @@ class Child:
 
         self.connection, self.stop_token_ids = connection, stop_token_ids
         self.llm = LLM(**llm_arguments)
+        self.adapters = None
+        """vLLM's LoRARequest, which goes with every request."""
         workers = multiprocessing.active_children()
         if workers:
             Thread(target=_end_with_any, args=(workers,), daemon=True).start()
@@ -44,6 +46,7 @@ class Child:
             [TokensPrompt(prompt_token_ids=r.prompt) for r in requests],
             [_sampling_params(r, self.stop_token_ids) for r in requests],
             use_tqdm=False,
+            lora_request=self.adapters,
         )
         # vLLM adds to a request's number what makes it unique, and answers with the number.
         places = {name.partition("-")[0]: place for place, name in enumerate(ids)}
@@ -81,6 +84,17 @@ class Child:
         # What the old weights computed must not serve the new ones.
         self.llm.reset_prefix_cache()
         return receipts
+
+    def load_adapters(self, directory: str, version: int) -> list[Receipt]:
+        """Puts the adapters in `directory`, in PEFT's format, in place of those before."""
+        from vllm.lora.request import LoRARequest
+
+        if self.adapters:
+            self.llm.llm_engine.remove_lora(self.adapters.lora_int_id)
+        self.adapters = LoRARequest(f"version {version}", version + 1, directory)
+        self.llm.llm_engine.add_lora(self.adapters)
+        self.llm.reset_prefix_cache()
+        return self.llm.collective_rpc("check_adapters", args=(directory, version + 1))
 
     def ask_workers(self, method: str, *arguments) -> list:
         """What `method` of each worker's extension answers."""

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from grpo_mcore import device
-from grpo_mcore.config import RolloutConfig
+from grpo_mcore.config import LoraConfig, RolloutConfig
 from grpo_mcore.errors import KnownError
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.rollout.engine import Call, Engine, EngineCalls, EngineError
@@ -37,6 +37,8 @@ PROBED = {
     "enable_prefix_caching": False,  # every token is to be computed
 }
 """vLLM's arguments where what modules compute is looked at."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for the most that adapters may have."""
 
 
 class StaleEngine(KnownError, RuntimeError):
@@ -72,6 +74,7 @@ class RolloutPool:
         is_frozen: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
         probed: bool = False,
+        lora: LoraConfig | None = None,
     ):
         """Starts the engines without waiting for them; `wait_until_ready` does.
 
@@ -80,6 +83,7 @@ class RolloutPool:
             tokenizer: for engines that are asked for what is said in text (`Request`).
             probed: the engines answer "probe" (`rollout.child.Child.probe`), for which they run
                 eagerly.
+            lora: of adapters that the engines will be sent beside the model.
         """
         self.role, self.engines, self.tensor_parallel = role, engines, tensor_parallel
         self.config, self.log_dir = config, log_dir
@@ -91,7 +95,12 @@ class RolloutPool:
             self.start_arguments = max_model_len, dtype, stop_token_ids
         else:
             arguments = _llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config)
-            self.start_arguments = arguments | (PROBED if probed else {}), stop_token_ids
+            if probed:
+                arguments |= PROBED
+            if lora:
+                rank = next(rank for rank in LORA_RANKS if rank >= lora.r)
+                arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+            self.start_arguments = arguments, stop_token_ids
         self.versions = [-1] * engines
         self.refill: Callable[[], None] | None = None
         self.restarts = [0] * engines

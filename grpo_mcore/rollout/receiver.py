@@ -1,9 +1,13 @@
 """The end of the weight sync inside each vLLM worker (vLLM's `worker_extension_cls`)."""
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
+from grpo_mcore.config.lora import ADAPTER_WEIGHTS
 from grpo_mcore.rollout.bucket import (
     Delivery,
     Receipt,
@@ -66,7 +70,9 @@ class WeightReceiver:
             self.delivery, self.buffers = delivery, self._open(delivery)
         model = self.model_runner.model
         # A tied output layer is the embedding itself, and named once.
-        self.not_loaded = {name for name, _ in model.named_parameters()}
+        self.not_loaded = {
+            name.replace(".base_layer.", ".") for name, _ in model.named_parameters()
+        }
         if self.device.type == "cpu":
             # With a kernel at hand vLLM takes experts for packed already, and would put them as
             # they come where the kernel reads packed ones.
@@ -123,6 +129,14 @@ class WeightReceiver:
             buffer.copy_(fetched)
         elif kind == "nccl":
             self.trainer_group.broadcast(buffer, src=0, stream=torch.cuda.current_stream())
+
+    def check_adapters(self, directory: str, number: int) -> Receipt:
+        """What this worker has of adapters `number`, which it read from `directory`."""
+        if number not in self.list_loras():
+            return Receipt({}, [])
+        tensors = load_file(Path(directory) / ADAPTER_WEIGHTS)
+        sums = checksums(list(tensors.values())).tolist()
+        return Receipt(dict(zip(tensors, sums, strict=True)), [])
 
     def _open(self, delivery: Delivery) -> list[Tensor]:
         kind, where = delivery.source

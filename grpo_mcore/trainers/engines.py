@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from grpo_mcore import device
-from grpo_mcore.config import ConfigError, GroupConfig, ModelConfig, RolloutConfig
+from grpo_mcore.config import ConfigError, GroupConfig, LoraConfig, ModelConfig, RolloutConfig
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.models.families import shape_of
 from grpo_mcore.models.shape import ModelShape
@@ -24,6 +24,7 @@ def start_engines(
     engines: int,
     rollout: RolloutConfig,
     output_dir: str,
+    lora: LoraConfig | None = None,
     with_tokenizer: bool = False,
     probed: bool = False,
 ) -> RolloutPool:
@@ -31,6 +32,7 @@ def start_engines(
     it waits, because vLLM sizes its cache by the device memory it finds free.
 
     Args:
+        lora: of the adapters that are trained.
         with_tokenizer: whether requests will say in text what they want.
         probed: as of RolloutPool.
     """
@@ -47,6 +49,7 @@ def start_engines(
         is_frozen=role.name == "student",
         tokenizer=tokenizer.inner if with_tokenizer else None,
         probed=probed,
+        lora=lora if rollout.lora_sync == "adapters" else None,
     )
     if device.is_cuda():
         pool.wait_until_ready()

@@ -243,6 +243,7 @@ class GRPOTrainer(BaseTrainer):
             job.engines,
             args.rollout,
             args.output_dir,
+            args.peft_config,
             says_in_text(args),
         )
         cleanup.callback(pool.close)

@@ -121,7 +121,12 @@ class GRPOSession(Session):
         self._restore(self.loop.restored)
         pool.wait_until_ready()
         self.sync = WeightSync(
-            self.sampled_model(), self.shape, self.role, pool, config.rollout.bucket_megabytes
+            self.sampled_model(),
+            self.shape,
+            self.role,
+            pool,
+            config.rollout.bucket_megabytes,
+            config.peft_config if config.rollout.lora_sync == "adapters" else None,
         )
         pool.refill = self._refill
         self.tensors_sent = self.sync.push(self.policy.version)["tensors"]

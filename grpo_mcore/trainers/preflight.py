@@ -38,6 +38,7 @@ from grpo_mcore.models.transformer_engine import (
 )
 from grpo_mcore.objectives.correction import refuse_truncated_sampling
 from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.rollout.pool import LORA_RANKS
 from grpo_mcore.trainers.batches import steps_per_epoch, with_batches, with_steps
 from grpo_mcore.trainers.engines import check_servers, says_in_text
 from grpo_mcore.trainers.handover import check_mismatch_limits
@@ -360,6 +361,23 @@ def check_group(config: GroupConfig) -> None:
         raise ConfigError("rollout.offload_policy=True: there is no GPU to move the policy off")
     if config.rollout.offload_policy and trained_model(config).fp8_param:
         raise ConfigError("rollout.offload_policy=True: cannot move parameters held in FP8")
+    if config.rollout.lora_sync == "adapters":
+        check_adapter_sync(config)
+
+
+def check_adapter_sync(config: GroupConfig) -> None:
+    """Checks that engines can be sent adapters alone."""
+    if config.peft_config is None:
+        raise ConfigError("rollout.lora_sync=adapters: there are no adapters; give peft_config")
+    if config.rollout.engine == "server":
+        raise ConfigError(
+            "rollout.lora_sync=adapters: a server is sent whole tensors; choose merged"
+        )
+    if config.peft_config.r > LORA_RANKS[-1]:
+        raise ConfigError(
+            f"peft_config.r={config.peft_config.r}: vLLM takes at most {LORA_RANKS[-1]}; "
+            "rollout.lora_sync=merged takes any"
+        )
 
 
 def _check_texts(config: GroupConfig) -> None:
@@ -427,6 +445,8 @@ def _check_rollout(rollout: RolloutConfig) -> None:
     check_choice("rollout.server_transport", rollout.server_transport, ("http", "nccl"))
     if rollout.server_transport == "nccl" and not device.is_cuda():
         raise ConfigError("rollout.server_transport=nccl: needs GPUs; choose http")
+    if rollout.lora_sync not in ("merged", "adapters"):
+        raise ConfigError(f'rollout.lora_sync={rollout.lora_sync}: "merged" or "adapters"')
     for key in ("bucket_megabytes", "max_num_seqs"):
         _at_least(f"rollout.{key}", getattr(rollout, key), 1)
     _at_least("rollout.max_engine_restarts", rollout.max_engine_restarts, 0)

@@ -319,6 +319,7 @@ def start_role_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> Rollo
         job.engines[role.name],
         config.rollout,
         config.output_dir,
+        config.peft_config if role.name == "teacher" else None,
         role.name == "teacher" and says_in_text(config),
     )
 

@@ -4,14 +4,14 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.nn import ModuleList
 
 from grpo_mcore.config import LoraConfig
-from grpo_mcore.config.lora import ADAPTER_CONFIG
+from grpo_mcore.config.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from grpo_mcore.models.hf_files import new_directory, total_bytes
-from grpo_mcore.models.lora import WEIGHTS, adapter_rules
+from grpo_mcore.models.lora import adapter_rules
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.transformer_engine import fuses_norms
 from grpo_mcore.parallel.groups import Role
@@ -29,7 +29,7 @@ def export_adapters(
     base: str,
 ) -> None:
     """Gathers the adapters of `chunks` and writes them into `directory`, which they replace.
-    Collective over the role; rank 0, which holds them all, writes.
+    Collective over the role; rank 0 writes.
 
     Args:
         lora: what the adapters were made from.
@@ -38,14 +38,31 @@ def export_adapters(
     Raises:
         FilesError: on every rank, when they cannot be written.
     """
+    held = gather_adapters(chunks, shape, role, lora)
+
+    def write() -> None:
+        with new_directory(directory, total_bytes(held)) as work:
+            write_adapters(held, lora, work, base)
+
+    role.once(write)
+
+
+def gather_adapters(
+    chunks: ModuleList, shape: ModelShape, role: Role, lora: LoraConfig
+) -> dict[str, Tensor]:
+    """PEFT's tensors of the adapters of `chunks`, in host memory, on every rank. Collective over
+    the role."""
     rules = adapter_rules(shape, lora, fuses_norms(chunks))
     element = chunks[0].config.params_dtype.itemsize
     plan = make_plan(chunks, shape, role, BUCKET_BYTES, element, rules)
-    held = {}
-    for tensors in stream_tensors(chunks, shape, plan, role):
-        if role.rank == 0:
-            for name, tensor in tensors.items():
-                held[name] = tensor.cpu().clone(memory_format=torch.contiguous_format)
+    streams = stream_tensors(chunks, shape, plan, role)
+    return {name: tensor.cpu() for tensors in streams for name, tensor in tensors.items()}
+
+
+def write_adapters(
+    tensors: dict[str, Tensor], lora: LoraConfig, directory: Path, base: str
+) -> None:
+    """Writes adapters as PEFT does into `directory`, which is there."""
     options = {k: v for k, v in asdict(lora).items() if k != "path"} | {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -53,10 +70,5 @@ def export_adapters(
         "bias": "none",
         "inference_mode": True,
     }
-
-    def write() -> None:
-        with new_directory(directory, total_bytes(held)) as work:
-            save_file(held, work / WEIGHTS, metadata={"format": "pt"})
-            (work / ADAPTER_CONFIG).write_text(json.dumps(options, indent=2) + "\n")
-
-    role.once(write)
+    save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    (directory / ADAPTER_CONFIG).write_text(json.dumps(options, indent=2) + "\n")

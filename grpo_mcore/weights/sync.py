@@ -3,6 +3,9 @@
 import socket
 from collections import defaultdict
 from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
@@ -11,10 +14,12 @@ from torch.multiprocessing.reductions import reduce_tensor
 from torch.nn import ModuleList
 
 from grpo_mcore import device
+from grpo_mcore.config import LoraConfig
 from grpo_mcore.errors import KnownError
-from grpo_mcore.models.lora import SUFFIX
+from grpo_mcore.models.lora import SUFFIX, adapter_sizes
 from grpo_mcore.models.names import named_weights
 from grpo_mcore.models.shape import ModelShape
+from grpo_mcore.models.transformer_engine import read_weight
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.rollout.bucket import (
     BUFFERS,
@@ -28,9 +33,11 @@ from grpo_mcore.rollout.bucket import (
 )
 from grpo_mcore.rollout.engine import Engine, EngineError
 from grpo_mcore.rollout.pool import RolloutPool
+from grpo_mcore.weights.adapters import gather_adapters, write_adapters
 from grpo_mcore.weights.gather import Gather
 from grpo_mcore.weights.plan import Bucket, layer_of, make_plan
 
+_MEMORY = "/dev/shm"
 _UNKNOWN = torch.iinfo(torch.int64).min
 Site = str | int
 """A host's name or, on GPUs, a rank."""
@@ -59,18 +66,27 @@ class WeightSync:
         role: Role,
         pool: RolloutPool,
         bucket_megabytes: int,
+        lora: LoraConfig | None = None,
     ):
+        """
+        Args:
+            lora: of the adapters of `chunks`, which engines shall be sent as they are; None: what
+                they change is sent in their place.
+        """
+        self.chunks, self.shape, self.lora = chunks, shape, lora
         self.role, self.pool = role, pool
         room, element = bucket_megabytes << 20, next(chunks.parameters()).element_size()
         self.plan = make_plan(chunks, shape, role, room, element)
-        self.gather = Gather(chunks, shape, self.plan, role)
+        self.gather = Gather(chunks, shape, self.plan, role, read_weight if lora else None)
         self.buckets = list(self.plan.buckets)
         self.whole = range(len(self.buckets))
         """Numbers of the buckets that hold the model; of those with what training changes:"""
         self.changing = self.whole
         named = role.all_gather([n for n in named_weights(chunks, shape, role) if SUFFIX in n])
         adapted = {name.partition(SUFFIX)[0] for names in named for name in names}
-        if adapted:
+        if lora:
+            self.changing = range(0)
+        elif adapted:
             rules = {n: rule for n, rule in self.plan.rules.items() if layer_of(n) in adapted}
             self.buckets += make_plan(chunks, shape, role, room, element, rules).buckets
             self.changing = range(len(self.whole), len(self.buckets))
@@ -98,7 +114,7 @@ class WeightSync:
             # A first sync may meet engines that hold another model.
             anew = not self.delivery or any(self.pool.versions[e] < 0 for e in behind)
             numbers = self.whole if anew else self.changing
-            difference, failure = self._stream(behind, numbers)
+            difference, failure = self._stream(behind, numbers, version)
             outcomes = self.role.all_gather((difference, failure))
             outcomes = {engine: outcomes[self.pool.leader(engine)] for engine in behind}
             found = next((d for d, _ in outcomes.values() if d), None)
@@ -109,27 +125,44 @@ class WeightSync:
                 self.pool.versions[engine] = version
             if failures:
                 self.pool.restart(failures)
-            slots = [slot for number in numbers for slot in self.slots[number]]
-            moved = {"tensors": len(slots), "bytes": sum(slot.nbytes for slot in slots)}
+            moved = self._size_of(numbers)
         return moved
 
-    def _stream(self, behind: list[int], numbers: range) -> tuple[str | None, str | None]:
-        """Sends the buckets `numbers` to the engines `behind`.
+    def _size_of(self, numbers: range) -> dict[str, int]:
+        sizes = [slot.nbytes for number in numbers for slot in self.slots[number]]
+        if self.lora:
+            element = self.gather.dtype.itemsize
+            sizes += [element * prod(s) for s in adapter_sizes(self.shape, self.lora).values()]
+        return {"tensors": len(sizes), "bytes": sum(sizes)}
+
+    def _stream(
+        self, behind: list[int], numbers: range, version: int
+    ) -> tuple[str | None, str | None]:
+        """Sends the buckets `numbers`, and adapters that go by themselves, to the engines `behind`.
 
         Returns:
             How this rank's engine differs from the trainer, and how it failed; None: it did not.
         """
-        role, pool = self.role, self.pool
+        pool = self.pool
         engine = pool.engine if pool.replica in behind else None
-        is_known = self.delivery and engine and pool.versions[pool.replica] >= 0
+        knows_delivery = self.delivery and pool.versions[pool.replica] >= 0 if engine else False
         for number in behind:
             pool.versions[number] = -1  # until proven
         pool.wake("weights", replicas=behind)
         if not self.delivery:
             self.buffers, self.delivery = self._open_buffers()
         link = _Link(engine)
-        link.submit("begin_sync", None if is_known else self.delivery)
-        sites = {self.sites[rank] for e in behind for rank in self._ranks_of_workers(e)}
+        found = []
+        if numbers:
+            link.submit("begin_sync", None if knows_delivery else self.delivery)
+            sites = {self.sites[rank] for e in behind for rank in self._ranks_of_workers(e)}
+            found.append(self._send_weights(link, sites, numbers))
+        if self.lora:
+            found.append(self._send_adapters(link, version))
+        return next((difference for difference in found if difference), None), link.failure
+
+    def _send_weights(self, link: "_Link", sites: set, numbers: range) -> str | None:
+        role = self.role
         sums = []
         for turn, number in enumerate(numbers):
             place = turn % BUFFERS
@@ -152,14 +185,27 @@ class WeightSync:
         link.settle()
         link.submit("end_sync")
         receipts = link.settle()
-        if engine is None or link.failure:
-            return None, link.failure
+        if not link.works:
+            return None
         names = [slot.name for number in numbers for slot in self.slots[number]]
         expected = dict(zip(names, sent.tolist(), strict=True))
         difference = first_difference(expected, receipts, shared=not device.is_cuda())
         if numbers == self.whole:
             difference = difference or first_without_weights(receipts)
-        return difference, None
+        return difference
+
+    def _send_adapters(self, link: "_Link", version: int) -> str | None:
+        tensors = gather_adapters(self.chunks, self.shape, self.role, self.lora)
+        if not link.works:
+            return None
+        with TemporaryDirectory(dir=_MEMORY) as directory:
+            write_adapters(tensors, self.lora, Path(directory), base="")
+            link.submit("load_adapters", directory, version)
+            receipts = link.settle()
+        if not link.works:
+            return None
+        sums = checksums(list(tensors.values())).tolist()
+        return first_difference(dict(zip(tensors, sums, strict=True)), receipts, shared=False)
 
     def _ranks_of_workers(self, engine: int) -> range:
         """The ranks at whose sites the engine's workers read."""
@@ -213,14 +259,18 @@ class _Link:
         self.engine, self.under_way = engine, None
         self.failure: str | None = None
 
+    @property
+    def works(self) -> bool:
+        return self.engine is not None and self.failure is None
+
     def submit(self, method: str, *arguments) -> None:
-        if self.engine and not self.failure:
+        if self.works:
             self._attempt(lambda: self.engine.submit(method, *arguments))
             self.under_way = method
 
     def settle(self):
         """The answer to the call under way."""
-        if self.engine and not self.failure:
+        if self.works:
             return self._attempt(lambda: self.engine.result(self.under_way))
         return None
 

@@ -1,11 +1,13 @@
 """Gives engines other weights than they started with, and compares what both sides say then.
 
-torchrun --nproc-per-node N families_worker.py OVERRIDES... [adapters]
+torchrun --nproc-per-node N families_worker.py OVERRIDES... [adapters | merged]
 
-The weights are others because they are scaled or, with "adapters", because adapters were added.
+The weights are others because they are scaled or, with "adapters" and "merged", because adapters
+were added, which engines are sent as they are or merged.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,21 +29,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:
-    adapters = sys.argv[-1] == "adapters"
-    overrides = sys.argv[1:-1] if adapters else sys.argv[1:]
+    trained = sys.argv[-1] in ("adapters", "merged")
+    overrides = sys.argv[1:-1] if trained else sys.argv[1:]
+    lora = LoraConfig() if sys.argv[-1] == "adapters" else None
     config = compose_config(ROOT / "examples/configs", "demo", overrides)
     config, job = check_job(config, world_size())
     with join(job.layouts, job.placement, 120) as world:
         role, shape = world.roles["teacher"], job.shapes["teacher"]
-        pool = start_role_engines(role, config, job)
+        config.rollout.lora_sync = "adapters" if lora else "merged"
+        pool = start_role_engines(role, replace(config, peft_config=lora), job)
         chunks = load_model(shape, config.teacher, role, 0)
-        if adapters:
+        if trained:
             add_adapters(chunks, shape, role, LoraConfig(), seed=0)
-        with torch.no_grad():
-            for parameter in (p for p in chunks.parameters() if p.requires_grad):
-                parameter.add_(0.05) if adapters else parameter.mul_(1.05)
         pool.wait_until_ready()
-        WeightSync(chunks, shape, role, pool, 1).push(1)
+        sync = WeightSync(chunks, shape, role, pool, 1, lora)
+        for version in (1, 2):
+            with torch.no_grad():
+                for parameter in (p for p in chunks.parameters() if p.requires_grad):
+                    parameter.add_(0.03) if trained else parameter.mul_(1.05)
+            sent = sync.push(version)
 
         generator = torch.Generator().manual_seed(0)
         prompts = torch.randint(2, 500, (4, 20), generator=generator).tolist()
@@ -54,6 +60,7 @@ def main() -> None:
         difference = (found[batch["mask"].bool()] - expected).abs().max().item()
         if role.rank == 0:
             print("largest difference", difference)
+            print("second sync", sent["tensors"])
         pool.close()
 
 

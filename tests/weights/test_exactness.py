@@ -11,7 +11,8 @@ from tests.end_to_end.conftest import run_command, torchrun
 WORKER = Path(__file__).with_name("exactness_worker.py")
 
 
-def assert_exact(tiny_models: Path, directory: Path, processes: int, cases: list[str]) -> None:
+def assert_exact(tiny_models: Path, directory: Path, processes: int, cases: list[str]) -> dict:
+    """Returns what the worker found, by case."""
     output = directory / "found.json"
     run_command(torchrun(processes, WORKER, tiny_models, output, *cases), timeout=560)
     found = json.loads(output.read_text())
@@ -21,10 +22,19 @@ def assert_exact(tiny_models: Path, directory: Path, processes: int, cases: list
         for differing, compared in result["workers"]:
             assert not differing, case
             assert set(compared) == set(result["exported"]), case
+        assert result["sent"][0] == len(result["exported"])
+    return found
 
 
 def test_quick_combinations(tiny_models, tmp_path):
-    assert_exact(tiny_models, tmp_path, 2, ["qwen3_tied:2x1x1:2", "mixtral:1x1x2:1"])
+    cases = ["qwen3_tied:2x1x1:2:lora", "mixtral:1x1x2:1"]
+    lora, mixtral = assert_exact(tiny_models, tmp_path, 2, cases).values()
+    assert mixtral["sent"][1] == mixtral["sent"][0]
+    # Adapters of query and value change those, and the key is of the same layer.
+    adapted = [
+        name for name in lora["exported"] if name.split(".")[-2] in ("q_proj", "k_proj", "v_proj")
+    ]
+    assert lora["sent"][1] == len(adapted)
 
 
 @pytest.mark.slow
@@ -36,5 +46,5 @@ def test_every_family_in_an_awkward_layout(tiny_models, tmp_path, engine_tp):
 
 @pytest.mark.slow
 def test_one_process(tiny_models, tmp_path):
-    cases = [f"{name}:1x1x1:1" for name in ("qwen2", "qwen3_moe_mixed")]
+    cases = [f"{name}:1x1x1:1:lora" for name in ("qwen2", "llama_tied", "qwen3_moe_mixed")]
     assert_exact(tiny_models, tmp_path, 1, cases)
