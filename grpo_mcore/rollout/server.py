@@ -226,11 +226,11 @@ class BucketOffer:
 
     def urls(self, kind: str, buffers: Sequence[str | Tensor]) -> list[str]:
         """Offers the buffers of a delivery's source, and no others; gives their URLs."""
-        opens = {
-            "memory": lambda path: Path(path).open("rb"),
-            "tensor": lambda tensor: BytesIO(tensor.cpu().numpy()),
-        }[kind]
-        self.buffers = {f"/{secrets.token_urlsafe()}": partial(opens, b) for b in buffers}
+        if kind == "memory":
+            opens = [partial(Path(path).open, "rb") for path in buffers]
+        else:
+            opens = [partial(_bytes_of, tensor) for tensor in buffers]
+        self.buffers = {f"/{secrets.token_urlsafe()}": opening for opening in opens}
         return [self.address + path for path in self.buffers]
 
     def close(self) -> None:
@@ -335,6 +335,10 @@ def exchange(url: str, path: str, body: Any, seconds: float) -> tuple[int, bytes
         raise OSError(f"{type(error).__name__}: {error}") from error
     finally:
         connection.close()
+
+
+def _bytes_of(tensor: Tensor) -> BinaryIO:
+    return BytesIO(tensor.cpu().numpy())
 
 
 def _own_address(url: str) -> str:

@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from torch.nn import ModuleList
@@ -70,7 +71,9 @@ def open_rig(path: Path, logs: Path, url: str | None = None) -> Iterator[Rig]:
     if url:
         rollout.engine, rollout.policy_servers = "server", [url]
     shape, tokenizer = read_shape("model.path", str(path)), Tokenizer(str(path))
-    with join({"policy": Layout()}, "colocated", START_SECONDS) as world:
+    with patch.dict(os.environ), ExitStack() as stack:
+        os.environ.pop("RANK", None)  # a world of its own, with an address of its own
+        world = stack.enter_context(join({"policy": Layout()}, "colocated", START_SECONDS))
         role = world.roles["policy"]
         pool = RolloutPool(
             role, str(path), "float32", MAX_MODEL_LEN, tokenizer.stop_token_ids(), 1, 1, rollout,
