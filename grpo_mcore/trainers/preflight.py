@@ -340,10 +340,10 @@ def check_group(config: GroupConfig) -> None:
         _check_moving_reference(config)
     _check_rollout(config.rollout)
     if config.rollout.lora_sync == "adapters":
-        check_adapter_sync(config)
+        _check_adapter_sync(config)
 
 
-def check_adapter_sync(config: GroupConfig) -> None:
+def _check_adapter_sync(config: GroupConfig) -> None:
     """Checks that engines can be sent adapters alone."""
     if config.peft_config is None:
         raise ConfigError("rollout.lora_sync=adapters: there are no adapters; give peft_config")
@@ -371,8 +371,7 @@ def _check_moving_reference(config: GroupConfig) -> None:
 
 
 def _check_rollout(rollout: RolloutConfig) -> None:
-    if rollout.lora_sync not in ("merged", "adapters"):
-        raise ConfigError(f'rollout.lora_sync={rollout.lora_sync}: "merged" or "adapters"')
+    check_choice("rollout.lora_sync", rollout.lora_sync, ("merged", "adapters"))
     for key in ("bucket_megabytes", "max_num_seqs"):
         _at_least(f"rollout.{key}", getattr(rollout, key), 1)
     for key in ("deadline_seconds", "kv_cache_gib", "gpu_memory_utilization"):
