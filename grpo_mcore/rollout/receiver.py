@@ -73,12 +73,15 @@ class WeightReceiver:
         self.not_loaded = {
             name.replace(".base_layer.", ".") for name, _ in model.named_parameters()
         }
+        self.kernels = []
         if self.device.type == "cpu":
             # With a kernel at hand vLLM takes experts for packed already, and would put them as
             # they come where the kernel reads packed ones.
             for layer in model.modules():
-                if getattr(getattr(layer, "quant_method", None), "moe_kernel", None):
-                    layer.quant_method.moe_kernel = None
+                method = getattr(layer, "quant_method", None)
+                if getattr(method, "moe_kernel", None):
+                    self.kernels.append((method, method.moe_kernel))
+                    method.moe_kernel = None
         # These lie as they come and are loaded in place: no second copy of the largest tensors.
         embeddings = _embeddings(model)
         for layer in embeddings:
@@ -111,6 +114,8 @@ class WeightReceiver:
 
         model = self.model_runner.model
         finalize_layerwise_reload(model, self.model_runner.model_config)
+        for method, kernel in self.kernels:
+            method.moe_kernel = method.moe_kernel or kernel  # of experts that were not sent
         tied = self.model_runner.model_config.hf_text_config.tie_word_embeddings
         source = "model.embed_tokens.weight" if tied else "lm_head.weight"
         if self.device.type == "cpu" and source not in self.not_loaded:

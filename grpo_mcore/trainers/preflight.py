@@ -362,10 +362,10 @@ def check_group(config: GroupConfig) -> None:
     if config.rollout.offload_policy and trained_model(config).fp8_param:
         raise ConfigError("rollout.offload_policy=True: cannot move parameters held in FP8")
     if config.rollout.lora_sync == "adapters":
-        check_adapter_sync(config)
+        _check_adapter_sync(config)
 
 
-def check_adapter_sync(config: GroupConfig) -> None:
+def _check_adapter_sync(config: GroupConfig) -> None:
     """Checks that engines can be sent adapters alone."""
     if config.peft_config is None:
         raise ConfigError("rollout.lora_sync=adapters: there are no adapters; give peft_config")
@@ -445,8 +445,7 @@ def _check_rollout(rollout: RolloutConfig) -> None:
     check_choice("rollout.server_transport", rollout.server_transport, ("http", "nccl"))
     if rollout.server_transport == "nccl" and not device.is_cuda():
         raise ConfigError("rollout.server_transport=nccl: needs GPUs; choose http")
-    if rollout.lora_sync not in ("merged", "adapters"):
-        raise ConfigError(f'rollout.lora_sync={rollout.lora_sync}: "merged" or "adapters"')
+    check_choice("rollout.lora_sync", rollout.lora_sync, ("merged", "adapters"))
     for key in ("bucket_megabytes", "max_num_seqs"):
         _at_least(f"rollout.{key}", getattr(rollout, key), 1)
     _at_least("rollout.max_engine_restarts", rollout.max_engine_restarts, 0)

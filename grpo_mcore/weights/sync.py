@@ -2,7 +2,7 @@
 
 import socket
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +35,7 @@ from grpo_mcore.rollout.engine import Engine, EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.weights.adapters import gather_adapters, write_adapters
 from grpo_mcore.weights.gather import Gather
-from grpo_mcore.weights.plan import Bucket, layer_of, make_plan
+from grpo_mcore.weights.plan import Bucket, Plan, layer_of, make_plan
 
 _MEMORY = "/dev/shm"
 _UNKNOWN = torch.iinfo(torch.int64).min
@@ -94,7 +94,10 @@ class WeightSync:
         self.slots = [slots for slots, _ in arranged]
         self.size = max(size for _, size in arranged)
         self.sites = role.all_gather(role.rank if device.is_cuda() else socket.gethostname())
-        self.writers = [self._writers(number, bucket) for number, bucket in enumerate(self.buckets)]
+        self.writers = [
+            choose_writers(number, bucket, self.plan, self.sites)
+            for number, bucket in enumerate(self.buckets)
+        ]
         self.buffers: list[Tensor] = []
         self.delivery: Delivery | None = None
 
@@ -212,24 +215,6 @@ class WeightSync:
         leader = self.pool.leader(engine)
         return range(leader, leader + (self.pool.tensor_parallel if device.is_cuda() else 1))
 
-    def _writers(self, number: int, bucket: Bucket) -> dict[Site, int]:
-        """By site the rank that writes the bucket there: of the next of the replicas that have
-        ranks there; where it can be, one of the bucket's pipeline stage."""
-        writers = {}
-        for site, near in self._teams_by_site(bucket).items():
-            here = [r for r in near[number % len(near)] if self.sites[r] == site]
-            holders = [r for r in here if self.role.layout.stage(r) == bucket.stage]
-            writers[site] = min(holders or here)
-        return writers
-
-    def _teams_by_site(self, bucket: Bucket) -> dict[Site, list[list[int]]]:
-        """The teams that have a rank at a site."""
-        teams: dict[Site, list[list[int]]] = defaultdict(list)
-        for team in self.plan.teams(bucket):
-            for site in dict.fromkeys(self.sites[rank] for rank in team):
-                teams[site].append(team)
-        return teams
-
     def _open_buffers(self) -> tuple[list[Tensor], Delivery]:
         """This site's buffers, and what this rank's engine is told of them."""
         if device.is_cuda():
@@ -250,6 +235,27 @@ class WeightSync:
             buffers = [buffer for buffer, _ in owned] or [open_buffer(p, self.size) for p in paths]
             source = ("memory", paths)
         return buffers, Delivery(source, self.size, self.slots)
+
+
+def choose_writers(
+    number: int, bucket: Bucket, plan: Plan, sites: Sequence[Site]
+) -> dict[Site, int]:
+    """By site the rank that writes bucket `number` there: of the next of the replicas that have
+    ranks there; where it can be, one of the bucket's pipeline stage.
+
+    Args:
+        sites: of each rank.
+    """
+    near: dict[Site, list[list[int]]] = defaultdict(list)
+    for team in plan.teams(bucket):
+        for site in dict.fromkeys(sites[rank] for rank in team):
+            near[site].append(team)
+    writers = {}
+    for site, teams in near.items():
+        here = [rank for rank in teams[number % len(teams)] if sites[rank] == site]
+        holders = [rank for rank in here if plan.layout.stage(rank) == bucket.stage]
+        writers[site] = min(holders or here)
+    return writers
 
 
 class _Link:

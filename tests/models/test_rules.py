@@ -75,6 +75,18 @@ def test_merge_undoes_shard(name, size):
     assert merged.keys() == MADE_OF[name]
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("name", RULES)
+def test_places_of_all_shards_are_the_whole_tensors(name, size):
+    whole = {tensor: torch.full_like(TENSORS[tensor], torch.nan) for tensor in MADE_OF[name]}
+    for rank, shard in enumerate(shards(RULES[name], size)):
+        row = 0
+        for place in RULES[name].places(whole, rank, size):
+            place.copy_(shard[row : row + len(place)])
+            row += len(place)
+    assert all(torch.equal(values, TENSORS[tensor]) for tensor, values in whole.items())
+
+
 @pytest.mark.parametrize("name", RULES.keys() - {"replicated"})
 def test_shards_in_the_wrong_order_merge_to_something_else(name):
     merged = RULES[name].merge(shards(RULES[name], 2)[::-1])

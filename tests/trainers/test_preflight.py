@@ -7,7 +7,14 @@ import shutil
 import pytest
 
 from grpo_mcore import device
-from grpo_mcore.config import ConfigError, DataConfig, ModelConfig, SFTConfig, TeacherGRPOConfig
+from grpo_mcore.config import (
+    ConfigError,
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    SFTConfig,
+    TeacherGRPOConfig,
+)
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.parallel.grid import Layout
@@ -381,6 +388,7 @@ def test_limits_on_the_mismatch_are_checked(config):
         ("teacher.dtype", "float16", "float32, bfloat16"),
         ("student.fp8", "e4m3", "delayed, tensorwise, blockwise, mxfp8"),
         ("teacher.layers", "fused", "auto, transformer_engine, local"),
+        ("rollout.lora_sync", "merge", "merged, adapters"),
     ],
 )
 def test_word_that_is_no_choice(config, key, value, known):
@@ -458,6 +466,14 @@ def test_engines_that_do_not_divide(config, key, value, parts):
     message = refusal(config, **{key.replace(".", "__"): value})
     assert message.startswith(f"{key}={value}: ")
     assert all(part in message for part in parts), message
+
+
+def test_adapters_that_engines_cannot_be_sent(config):
+    config.rollout.lora_sync = "adapters"
+    message = "rollout.lora_sync=adapters: there are no adapters; give peft_config"
+    assert refusal(config) == message
+    message = refusal(config, peft_config=LoraConfig(r=513))
+    assert message.startswith("peft_config.r=513: vLLM takes at most 512")
 
 
 def test_a_time_limit_of_nothing(config):
