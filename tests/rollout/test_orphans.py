@@ -1,8 +1,10 @@
 """However a job ends, nothing of it is left: no process, no shared memory, no socket, no file."""
 
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -54,8 +56,7 @@ def signalled(processes: list[psutil.Process], who: str) -> psutil.Process:
 )
 def test_nothing_is_left_after(tmp_path, end):
     write_chat_model(tmp_path / "model")
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
+    temporary = Path(tempfile.mkdtemp())  # whose name is short enough for sockets
     way = end if end in ("success", "error") else "kill"
     command = torchrun(2, Path(__file__).with_name("orphans_worker.py"), tmp_path, way)
     with (tmp_path / "output").open("w") as output:
@@ -84,4 +85,5 @@ def test_nothing_is_left_after(tmp_path, end):
     assert len(shared) > 4, said[-3000:]
     assert not [path for path in shared if os.path.exists(path)]
     left = [path for path in temporary.rglob("*") if not path.name.startswith("torchelastic")]
-    assert not [path for path in left if path.is_socket() or "grpo_mcore" in str(path.name)]
+    assert not [path for path in left if path.is_socket() or "grpo_mcore" in path.name]
+    shutil.rmtree(temporary)
