@@ -18,6 +18,8 @@ from pathlib import Path
 
 ENGINE = "grpo_mcore.rollout.child"
 SHARED_MEMORY = Path("/dev/shm")
+LONGEST_DIRECTORY = 48
+"""Characters of a directory for temporary files in which sockets of vLLM's find room."""
 TRACKER_SECONDS = 10.0
 """The longest wait for Python's resource tracker to remove what the killed have left."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -38,7 +40,9 @@ def main() -> None:
         return
     # Processes whose parents die become this one's children, so that none gets lost.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    directory = tempfile.mkdtemp(prefix="grpo_mcore-")
+    # Sockets' paths are short: there are 108 bytes for one.
+    is_short = len(tempfile.gettempdir()) <= LONGEST_DIRECTORY
+    directory = tempfile.mkdtemp(prefix="grpo_mcore-", dir=None if is_short else "/tmp")
     engine = os.posix_spawn(
         sys.executable,
         [sys.executable, "-m", ENGINE, str(socket), str(os.getpid())],

@@ -1,8 +1,10 @@
 """However a job ends, nothing of it is left: no process, no shared memory, no socket, no file."""
 
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,16 +19,17 @@ MARK = "GRPO_MCORE_JOB_OF_THIS_TEST"
 """A variable that all processes of a job inherit."""
 
 
-def processes_of(directory: Path) -> list[psutil.Process]:
-    found = []
+def processes_of(directory: Path) -> set[psutil.Process]:
+    found = set()
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # gone, or not ours
             if process.environ().get(MARK) == str(directory):
-                found.append(process)
+                # vLLM writes its workers' titles over their variables.
+                found |= {process, *process.children(recursive=True)}
     return found
 
 
-def shared_memory_of(processes: list[psutil.Process]) -> set[str]:
+def shared_memory_of(processes: set[psutil.Process]) -> set[str]:
     found = set()
     for process in processes:
         with suppress(psutil.NoSuchProcess):
@@ -34,15 +37,16 @@ def shared_memory_of(processes: list[psutil.Process]) -> set[str]:
     return found
 
 
-def signalled(processes: list[psutil.Process], who: str) -> psutil.Process:
+def signalled(processes: set[psutil.Process], who: str) -> psutil.Process:
     def is_it(process: psutil.Process) -> bool:
-        line, rank = " ".join(process.cmdline()), process.environ().get("RANK")
+        line = process.name() + " ".join(process.cmdline())
+        rank = process.environ().get("RANK")
         return {
             "agent": "torch.distributed.run" in line,
             "rank 0": "orphans_worker" in line and rank == "0",
             "rank 1": "orphans_worker" in line and rank == "1",
             "engine": "rollout.child" in line,
-            "worker": "Worker_TP1" in line,
+            "worker": "Worker_TP1" in line,  # as vLLM titles the process
         }[who]
 
     return next(process for process in processes if is_it(process))
@@ -54,8 +58,7 @@ def signalled(processes: list[psutil.Process], who: str) -> psutil.Process:
 )
 def test_nothing_is_left_after(tmp_path, end):
     write_chat_model(tmp_path / "model")
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
+    temporary = Path(tempfile.mkdtemp())  # whose name is short enough for sockets
     way = end if end in ("success", "error") else "kill"
     command = torchrun(2, Path(__file__).with_name("orphans_worker.py"), tmp_path, way)
     with (tmp_path / "output").open("w") as output:
@@ -66,9 +69,10 @@ def test_nothing_is_left_after(tmp_path, end):
             stdout=output,
             stderr=output,
         )
-    shared = set()
+    shared, seen = set(), set()
     while agent.poll() is None:
         running = processes_of(tmp_path)
+        seen |= running
         shared |= shared_memory_of(running)
         if way == "kill" and (tmp_path / "run" / "metrics.jsonl").exists():
             who = "agent" if end == "Ctrl-C" else end
@@ -78,10 +82,12 @@ def test_nothing_is_left_after(tmp_path, end):
         time.sleep(0.2)
     said = (tmp_path / "output").read_text()
     assert (agent.returncode == 0) == (end == "success"), said[-3000:]
-    for process in processes_of(tmp_path):
+    for process in seen | processes_of(tmp_path):
         with suppress(psutil.NoSuchProcess):  # gone meanwhile
             process.wait(60)
+    assert len(seen) > 6  # an agent, two ranks, a guard, an engine, two workers at least
     assert len(shared) > 4, said[-3000:]
     assert not [path for path in shared if os.path.exists(path)]
     left = [path for path in temporary.rglob("*") if not path.name.startswith("torchelastic")]
-    assert not [path for path in left if path.is_socket() or "grpo_mcore" in str(path.name)]
+    assert not [path for path in left if path.is_socket() or "grpo_mcore" in path.name]
+    shutil.rmtree(temporary)
