@@ -200,19 +200,19 @@ def work(job: dict) -> None:
     from grpo_mcore.models.families import read_shape
     from grpo_mcore.parallel.grid import Layout
     from grpo_mcore.parallel.world import join
-    from grpo_mcore.rollout import pool as pool_module
+    from grpo_mcore.rollout.pool import RolloutPool
+    from grpo_mcore.rollout.spec import EngineSpec
     from grpo_mcore.weights import sync as sync_module
 
-    pool_module.WORKER_EXTENSION = "tools.bench_weight_sync.Worker"
     torch.set_num_threads(1)
     layout = Layout.parse("layout", job["layout"])
     with join({"policy": layout}, "colocated", 600) as world, tempfile.TemporaryDirectory() as logs:
         role, path = world.roles["policy"], job["directory"]
         shape = read_shape("model.path", path)
         engine = RolloutConfig(kv_cache_gib=0.05, deadline_seconds=600)
-        pool = pool_module.RolloutPool(
-            role, path, "bfloat16", 128, [0], 1, job["engine_tp"], engine, Path(logs)
-        )
+        extension = "tools.bench_weight_sync.Worker"
+        spec = EngineSpec(path, "bfloat16", 128, [0], job["engine_tp"], worker_extension=extension)
+        pool = RolloutPool(role, spec, 1, engine, Path(logs))
         model = ModelConfig(path=path, dtype="bfloat16")
         chunks = load_model(shape, model, role, 0).requires_grad_(False)
         pool.wait_until_ready()

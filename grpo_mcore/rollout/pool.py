@@ -1,6 +1,5 @@
 """All engines of a role, used by its ranks together."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -8,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from grpo_mcore import device
-from grpo_mcore.config import LoraConfig, RolloutConfig
+from grpo_mcore.config import RolloutConfig
 from grpo_mcore.errors import KnownError
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.rollout.engine import Call, Engine, EngineCalls, EngineError
 from grpo_mcore.rollout.requests import Completion, Generated, Request, check_requests
 from grpo_mcore.rollout.server import ServerEngine
+from grpo_mcore.rollout.spec import EngineSpec
 from grpo_mcore.rollout.spread import spread
 
 WAKE_ORDER = ("weights", "kv_cache", "scheduling")
@@ -26,19 +25,6 @@ WEIGHTS_WAIT, WEIGHTS_GO = 1, 2
 """vLLM's levels of sleep: weights move to host memory, or are dropped."""
 PROGRESS_SECONDS = 30.0
 """Whoever waits longer for a generation is told every so often how far it is."""
-
-
-WORKER_EXTENSION = "grpo_mcore.rollout.receiver.WeightReceiver"
-
-
-PROBED = {
-    "worker_extension_cls": "grpo_mcore.rollout.probe.Probe",
-    "enforce_eager": True,  # a compiled model calls no hooks
-    "enable_prefix_caching": False,  # every token is to be computed
-}
-"""vLLM's arguments where what modules compute is looked at."""
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for the most that adapters may have."""
 
 
 class StaleEngine(KnownError, RuntimeError):
@@ -61,46 +47,14 @@ class RolloutPool:
     """
 
     def __init__(
-        self,
-        role: Role,
-        model_path: str,
-        dtype: str,
-        max_model_len: int,
-        stop_token_ids: list[int],
-        engines: int,
-        tensor_parallel: int,
-        config: RolloutConfig,
-        log_dir: Path,
-        is_frozen: bool = False,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        probed: bool = False,
-        lora: LoraConfig | None = None,
+        self, role: Role, spec: EngineSpec, engines: int, config: RolloutConfig, log_dir: Path
     ):
-        """Starts the engines without waiting for them; `wait_until_ready` does.
-
-        Args:
-            is_frozen: the weights will not change, so they wait in host memory while engines sleep.
-            tokenizer: for engines that are asked for what is said in text (`Request`).
-            probed: the engines answer "probe" (`rollout.child.Child.probe`), for which they run
-                eagerly.
-            lora: of adapters that the engines will be sent beside the model.
-        """
-        self.role, self.engines, self.tensor_parallel = role, engines, tensor_parallel
+        """Starts the engines without waiting for them; `wait_until_ready` does."""
+        self.role, self.spec, self.engines = role, spec, engines
         self.config, self.log_dir = config, log_dir
-        self.sleep_level = WEIGHTS_WAIT if is_frozen else WEIGHTS_GO
-        self.max_model_len, self.tokenizer = max_model_len, tokenizer
+        self.sleep_level = WEIGHTS_WAIT if spec.is_frozen else WEIGHTS_GO
         self.remote = config.engine == "server"
         """Whether the engines have devices of their own."""
-        if self.remote:
-            self.start_arguments = max_model_len, dtype, stop_token_ids
-        else:
-            arguments = _llm_arguments(model_path, dtype, max_model_len, tensor_parallel, config)
-            if probed:
-                arguments |= PROBED
-            if lora:
-                rank = next(rank for rank in LORA_RANKS if rank >= lora.r)
-                arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
-            self.start_arguments = arguments, stop_token_ids
         self.versions = [-1] * engines
         self.refill: Callable[[], None] | None = None
         self.restarts = [0] * engines
@@ -161,7 +115,7 @@ class RolloutPool:
             RequestError: for a request that cannot be answered.
             StaleEngine: before the first sync, or after one that was not proven.
         """
-        check_requests(self.role.name, requests, self.max_model_len)
+        check_requests(self.role.name, requests, self.spec.max_model_len)
         if self.version < 0:
             raise self.failure or StaleEngine(self._no_weights())
         self.wake(*WAKE_ORDER)
@@ -301,20 +255,20 @@ class RolloutPool:
         for phase in ("start", "generate", "sync"):
             deadline = getattr(self.config, f"{phase}_seconds")
             deadlines[phase] = self.config.deadline_seconds if deadline is None else deadline
+        spec, log = self.spec, self.log_dir / f"{name}.log"
         if self.remote:
             url = getattr(self.config, f"{self.role.name}_servers")[self.replica]
             engine = ServerEngine(name, url, self.config, deadlines)
-        else:
-            environment = _environment(self.tensor_parallel)
-            engine = Engine(name, environment, self.log_dir / f"{name}.log", deadlines)
-            if self.tokenizer:
-                self._give_tokenizer(self.log_dir / f"{name}.tokenizer")
-        engine.submit("start", *self.start_arguments)
+            engine.submit("start", spec.max_model_len, spec.dtype, spec.stop_token_ids)
+            return engine
+        engine, arguments = Engine(name, spec.environment(), log, deadlines), {}
+        if spec.tokenizer:
+            directory = str(self.log_dir / f"{name}.tokenizer")
+            spec.tokenizer.save_pretrained(directory)
+            arguments = {"tokenizer": directory, "skip_tokenizer_init": False}
+        arguments = spec.llm_arguments(self.config) | arguments
+        engine.submit("start", arguments, spec.stop_token_ids)
         return engine
-
-    def _give_tokenizer(self, directory: Path) -> None:
-        self.tokenizer.save_pretrained(directory)
-        self.start_arguments[0].update(tokenizer=str(directory), skip_tokenizer_init=False)
 
     def _finish_start(self) -> None:
         if not self.ready:
@@ -404,60 +358,3 @@ class News:
     def __str__(self) -> str:
         done = f"{self.done} of {self.size} completions"
         return f"{self.name}: {done}, {self.speed:,.0f} tokens/s"
-
-
-def _llm_arguments(
-    model_path: str, dtype: str, max_model_len: int, tensor_parallel: int, config: RolloutConfig
-) -> dict:
-    arguments = {
-        "model": model_path,
-        "dtype": dtype,
-        "max_model_len": max_model_len,
-        "max_num_seqs": config.max_num_seqs,
-        "tensor_parallel_size": tensor_parallel,
-        "distributed_executor_backend": "mp" if tensor_parallel > 1 else "uni",
-        "load_format": "dummy",  # the weights come from the trainer, by the first sync
-        "skip_tokenizer_init": True,  # prompts and completions travel as token ids
-        "generation_config": "vllm",  # sampling settings are ours, not the model directory's
-        "enable_prefix_caching": True,
-        "logprobs_mode": "processed_logprobs",
-        "worker_extension_cls": WORKER_EXTENSION,
-        "disable_log_stats": True,
-    }
-    if config.quantization:
-        arguments["quantization"] = config.quantization
-    if device.is_cuda():
-        return arguments | {
-            "gpu_memory_utilization": config.gpu_memory_utilization,
-            "enable_sleep_mode": True,
-        }
-    return arguments | {
-        "enforce_eager": True,
-        # vLLM rewinds the generator of a seeded request whose prompt it splits over steps, which
-        # the CPU's generator cannot do; so prompts are not split.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(8192, max_model_len),
-        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
-    }
-
-
-def _environment(tensor_parallel: int) -> dict[str, str]:
-    environment = {
-        # With one worker the engine runs in the child itself: one process less.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_NO_USAGE_STATS": "1",
-        # Workers are given slots of buckets as Python objects, from this program only.
-        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
-    }
-    if device.is_cuda():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        first = int(os.environ.get("LOCAL_RANK", 0))
-        numbers = range(first, first + tensor_parallel)
-        names = visible.split(",") if visible else None
-        mine = [names[n] if names else str(n) for n in numbers]
-        return environment | {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
-    return environment | {
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores
-        "TORCHDYNAMO_DISABLE": "1",  # compiling one small sampling function takes 10 s
-    }

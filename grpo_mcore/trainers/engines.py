@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from grpo_mcore import device
-from grpo_mcore.config import ConfigError, GroupConfig, LoraConfig, ModelConfig, RolloutConfig
+from grpo_mcore.config import ConfigError, GroupConfig, ModelConfig, RolloutConfig
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.models.families import shape_of
 from grpo_mcore.models.shape import ModelShape
@@ -11,49 +11,40 @@ from grpo_mcore.parallel.groups import Role
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.server import describe, misfit
+from grpo_mcore.rollout.spec import EngineSpec
 
 TEXTS = ("stop", "bad_words", "structured_outputs")
 """Settings of sampling that engines need a tokenizer for."""
 
 
 def start_engines(
-    role: Role,
+    role: Role, spec: EngineSpec, engines: int, rollout: RolloutConfig, output_dir: str
+) -> RolloutPool:
+    """Starts the role's engines. On a CPU they load while this process builds its models; on a GPU
+    it waits, because vLLM sizes its cache by the device memory it finds free."""
+    pool = RolloutPool(role, spec, engines, rollout, Path(output_dir) / "logs")
+    if device.is_cuda():
+        pool.wait_until_ready()
+    return pool
+
+
+def spec_of_trained(
+    config: GroupConfig,
     model: ModelConfig,
     tokenizer: Tokenizer,
     max_model_len: int,
-    engines: int,
-    rollout: RolloutConfig,
-    output_dir: str,
-    lora: LoraConfig | None = None,
-    with_tokenizer: bool = False,
-    probed: bool = False,
-) -> RolloutPool:
-    """Starts the role's engines. On a CPU they load while this process builds its models; on a GPU
-    it waits, because vLLM sizes its cache by the device memory it finds free.
-
-    Args:
-        lora: of the adapters that are trained.
-        with_tokenizer: whether requests will say in text what they want.
-        probed: as of RolloutPool.
-    """
-    pool = RolloutPool(
-        role,
+    tensor_parallel: int,
+) -> EngineSpec:
+    """Of engines that sample from the model that is trained, as `config` says."""
+    return EngineSpec(
         model.path,
         model.dtype,
         max_model_len,
         tokenizer.stop_token_ids(),
-        engines,
-        getattr(rollout, f"{role.name}_tensor_parallel"),
-        rollout,
-        Path(output_dir) / "logs",
-        is_frozen=role.name == "student",
-        tokenizer=tokenizer.inner if with_tokenizer else None,
-        probed=probed,
-        lora=lora if rollout.lora_sync == "adapters" else None,
+        tensor_parallel,
+        tokenizer=tokenizer.inner if says_in_text(config) else None,
+        lora=config.peft_config if config.rollout.lora_sync == "adapters" else None,
     )
-    if device.is_cuda():
-        pool.wait_until_ready()
-    return pool
 
 
 def says_in_text(config: GroupConfig) -> bool:

@@ -33,7 +33,7 @@ from grpo_mcore.trainers.arguments import (
     with_optimizers,
 )
 from grpo_mcore.trainers.base import BaseTrainer, Session
-from grpo_mcore.trainers.engines import says_in_text, start_engines
+from grpo_mcore.trainers.engines import spec_of_trained, start_engines
 from grpo_mcore.trainers.grpo_job import check_grpo
 from grpo_mcore.trainers.grpo_session import ENVIRONMENT_REWARD, GRPOSession
 from grpo_mcore.trainers.preflight import check_reference
@@ -235,17 +235,11 @@ class GRPOTrainer(BaseTrainer):
     def _open_session(self, world: World, cleanup: ExitStack) -> Session:
         role, args, job = world.roles["policy"], self.args, self.job
         start = self._choose_start(world, "policy")
-        pool = start_engines(
-            role,
-            args.model,
-            job.tokenizer,
-            job.max_model_len,
-            job.engines,
-            args.rollout,
-            args.output_dir,
-            args.peft_config,
-            says_in_text(args),
+        rollout = args.rollout
+        spec = spec_of_trained(
+            args, args.model, job.tokenizer, job.max_model_len, rollout.policy_tensor_parallel
         )
+        pool = start_engines(role, spec, job.engines, rollout, args.output_dir)
         cleanup.callback(pool.close)
         return GRPOSession(self, world, pool, start)
 

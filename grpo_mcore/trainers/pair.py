@@ -22,6 +22,7 @@ from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import join, world_size
 from grpo_mcore.rollout.pool import RolloutPool
+from grpo_mcore.rollout.spec import PROBE, RECEIVER, EngineSpec
 from grpo_mcore.trainers.engines import start_engines
 from grpo_mcore.trainers.layouts import count_engines, never, why_not, with_experts
 from grpo_mcore.trainers.preflight import check_model, check_weights, load_tokenizer
@@ -130,7 +131,15 @@ def open_pair(
     with join({"policy": layout}, "colocated", rollout.deadline_seconds) as world:
         role = world.roles["policy"]
         log_dir = str(arguments.output.parent)
-        pool = start_engines(role, model, tokenizer, longest, 1, rollout, log_dir, probed=probed)
+        spec = EngineSpec(
+            model.path,
+            model.dtype,
+            longest,
+            tokenizer.stop_token_ids(),
+            rollout.policy_tensor_parallel,
+            worker_extension=PROBE if probed else RECEIVER,
+        )
+        pool = start_engines(role, spec, 1, rollout, log_dir)
         try:
             chunks = build_model(shape, model, role, seed=0)
             if checkpoint:

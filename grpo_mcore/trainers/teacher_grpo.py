@@ -33,12 +33,13 @@ from grpo_mcore.rewards import AdaptiveTeachingReward, Scores
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.samples import Rollouts, Sample
+from grpo_mcore.rollout.spec import EngineSpec
 from grpo_mcore.teaching.classroom import Classroom, PendingAttempts
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
 from grpo_mcore.teaching.student import LocalStudent, RemoteStudent, Student, serve
 from grpo_mcore.trainers.arguments import UNSET, with_model
 from grpo_mcore.trainers.base import Attendance, Session
-from grpo_mcore.trainers.engines import says_in_text, start_engines
+from grpo_mcore.trainers.engines import spec_of_trained, start_engines
 from grpo_mcore.trainers.grpo import GRPOTrainer
 from grpo_mcore.trainers.grpo_session import GRPOSession
 from grpo_mcore.trainers.loop import Start
@@ -311,17 +312,21 @@ class StudentAttendance(Attendance):
 
 def start_role_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> RolloutPool:
     """Starts the engines of the teacher or the student, without waiting for them."""
-    return start_engines(
-        role,
-        getattr(config, role.name),
-        job.tokenizers[role.name],
-        getattr(job.lengths, role.name),
-        job.engines[role.name],
-        config.rollout,
-        config.output_dir,
-        config.peft_config if role.name == "teacher" else None,
-        role.name == "teacher" and says_in_text(config),
-    )
+    rollout, tokenizer = config.rollout, job.tokenizers[role.name]
+    if role.name == "teacher":
+        spec = spec_of_trained(
+            config, config.teacher, tokenizer, job.lengths.teacher, rollout.teacher_tensor_parallel
+        )
+    else:
+        spec = EngineSpec(
+            config.student.path,
+            config.student.dtype,
+            job.lengths.student,
+            tokenizer.stop_token_ids(),
+            rollout.student_tensor_parallel,
+            is_frozen=True,
+        )
+    return start_engines(role, spec, job.engines[role.name], rollout, config.output_dir)
 
 
 def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job) -> Student:

@@ -213,7 +213,7 @@ class WeightSync:
     def _ranks_of_workers(self, engine: int) -> range:
         """The ranks at whose sites the engine's workers read."""
         leader = self.pool.leader(engine)
-        return range(leader, leader + (self.pool.tensor_parallel if device.is_cuda() else 1))
+        return range(leader, leader + (self.pool.spec.tensor_parallel if device.is_cuda() else 1))
 
     def _open_buffers(self) -> tuple[list[Tensor], Delivery]:
         """This site's buffers, and what this rank's engine is told of them."""

@@ -65,6 +65,7 @@ def open_rig(path: Path, logs: Path, url: str | None = None) -> Iterator[Rig]:
     from grpo_mcore.parallel.grid import Layout
     from grpo_mcore.parallel.world import join
     from grpo_mcore.rollout.pool import RolloutPool
+    from grpo_mcore.rollout.spec import EngineSpec
     from grpo_mcore.weights.sync import WeightSync
 
     rollout = RolloutConfig(kv_cache_gib=0.05, deadline_seconds=START_SECONDS)
@@ -75,10 +76,9 @@ def open_rig(path: Path, logs: Path, url: str | None = None) -> Iterator[Rig]:
         os.environ.pop("RANK", None)  # a world of its own, with an address of its own
         world = stack.enter_context(join({"policy": Layout()}, "colocated", START_SECONDS))
         role = world.roles["policy"]
-        pool = RolloutPool(
-            role, str(path), "float32", MAX_MODEL_LEN, tokenizer.stop_token_ids(), 1, 1, rollout,
-            logs, tokenizer=tokenizer.inner,
-        )  # fmt: skip
+        stops = tokenizer.stop_token_ids()
+        spec = EngineSpec(str(path), "float32", MAX_MODEL_LEN, stops, tokenizer=tokenizer.inner)
+        pool = RolloutPool(role, spec, 1, rollout, logs)
         try:
             chunks = load_model(shape, ModelConfig(str(path)), role, 0)
             pool.wait_until_ready()

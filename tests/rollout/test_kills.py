@@ -20,6 +20,7 @@ from grpo_mcore.rollout import pool as pool_module
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Completion, Request
+from grpo_mcore.rollout.spec import EngineSpec
 from tests.rollout.kills import DEATH_AFTER, killing, processes
 
 device.prepare()
@@ -42,7 +43,7 @@ class Rollout:
     """A pool of one engine, and the weights for it."""
 
     def __init__(self, role: Role, model: Path, logs: Path, tensor_parallel: int = 1, **settings):
-        self.arguments = (role, str(model), "float32", 128, [], 1, tensor_parallel)
+        self.spec = EngineSpec(str(model), "float32", 128, [], tensor_parallel)
         self.config = RolloutConfig(kv_cache_gib=0.05, deadline_seconds=DEADLINE, **settings)
         self.logs = logs
         shape = read_shape("model.path", str(model))
@@ -50,7 +51,7 @@ class Rollout:
         self.shape, self.role = shape, role
 
     def start(self) -> None:
-        self.pool = RolloutPool(*self.arguments, self.config, self.logs)
+        self.pool = RolloutPool(self.role, self.spec, 1, self.config, self.logs)
         self.sync = WeightSync(self.chunks, self.shape, self.role, self.pool, 1)
         self.pool.refill = lambda: self.sync.push(1)
         self.pool.wait_until_ready()

@@ -12,6 +12,7 @@ from grpo_mcore.rollout import pool as pool_module
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Completion, Generated, Request
+from grpo_mcore.rollout.spec import EngineSpec
 
 REQUESTS = [Request([5], 4, 0)]
 ANSWER = Completion([7], [-1.0], True)
@@ -74,9 +75,8 @@ def pool_of(told: list[str], tmp_path, is_frozen: bool) -> RolloutPool:
         layout=Layout(),
         all_gather=lambda value: [value],
     )
-    pool = RolloutPool(
-        role, "model", "bfloat16", 64, [], 1, 1, RolloutConfig(), tmp_path, is_frozen=is_frozen
-    )
+    spec = EngineSpec("model", "bfloat16", 64, [], is_frozen=is_frozen)
+    pool = RolloutPool(role, spec, 1, RolloutConfig(), tmp_path)
 
     def load() -> None:
         pool.wake("weights")
@@ -141,5 +141,5 @@ def test_weights_that_only_engines_had_are_a_failure_without_anybody_to_give_the
 
 def test_quantization_is_passed_on(told, tmp_path):
     config = RolloutConfig(quantization="fp8")
-    arguments = pool_module._llm_arguments("model", "bfloat16", 64, 1, config)
+    arguments = EngineSpec("model", "bfloat16", 64, []).llm_arguments(config)
     assert arguments["quantization"] == "fp8" and arguments["enable_sleep_mode"]

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,9 @@ class SharedEngine:
         self.pool = None
         grpo.start_engines = self.give
 
-    def give(self, role, model, tokenizer, max_model_len, *others):
+    def give(self, role, spec, *others):
         if self.pool is None:
-            self.pool = start_engines(role, model, tokenizer, POSITIONS, *others)
+            self.pool = start_engines(role, replace(spec, max_model_len=POSITIONS), *others)
             self.end, self.pool.close = self.pool.close, lambda: None
         self.pool.role, self.pool.versions = role, [-1]
         self.pool.pending.clear()

@@ -21,7 +21,8 @@ from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.lora import add_adapters
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import join
-from grpo_mcore.rollout import pool as pool_module
+from grpo_mcore.rollout.pool import RolloutPool
+from grpo_mcore.rollout.spec import EngineSpec
 from grpo_mcore.weights.export import export_model
 from grpo_mcore.weights.sync import WeightSync
 from tests.conftest import FAMILY_MODELS
@@ -29,7 +30,6 @@ from tests.conftest import FAMILY_MODELS
 
 def main() -> None:
     models, output, *cases = sys.argv[1:]
-    pool_module.WORKER_EXTENSION = "tests.weights.reading_receiver.ReadingReceiver"
     found = {case: run(Path(models), Path(output).parent, *case.split(":")) for case in cases}
     if found[cases[0]]:
         Path(output).write_text(json.dumps(found))
@@ -48,9 +48,15 @@ def run(
     shape = read_shape("model.path", path)
     with join({"policy": Layout(tensor, pipeline, data, experts)}, "colocated", 240) as world:
         role = world.roles["policy"]
-        pool = pool_module.RolloutPool(
-            role, path, "float32", 128, [0], 1, int(engine_tp), rollout, directory / "logs"
+        spec = EngineSpec(
+            path,
+            "float32",
+            128,
+            [0],
+            int(engine_tp),
+            worker_extension="tests.weights.reading_receiver.ReadingReceiver",
         )
+        pool = RolloutPool(role, spec, 1, rollout, directory / "logs")
         chunks = load_model(shape, model, role, 0)
         if lora:
             add_adapters(chunks, shape, role, LoraConfig(), seed=0)

@@ -1,0 +1,98 @@
+"""What the engines of a role are started with."""
+
+import os
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from grpo_mcore import device
+from grpo_mcore.config import LoraConfig, RolloutConfig
+
+RECEIVER = "grpo_mcore.rollout.receiver.WeightReceiver"
+PROBE = "grpo_mcore.rollout.probe.Probe"
+"""What vLLM's workers can do beside their own; the second also tells what modules compute."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for the most that adapters may have."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """
+    Attributes:
+        max_model_len: tokens of a prompt and its completion at most.
+        is_frozen: the weights will not change, so they wait in host memory while engines sleep.
+        tokenizer: for engines that are asked for what is said in text (`Request`).
+        lora: of adapters that the engines will be sent beside the model.
+        worker_extension: RECEIVER, or a class derived from it.
+    """
+
+    model_path: str
+    dtype: str
+    max_model_len: int
+    stop_token_ids: list[int]
+    tensor_parallel: int = 1
+    is_frozen: bool = False
+    tokenizer: PreTrainedTokenizerBase | None = None
+    lora: LoraConfig | None = None
+    worker_extension: str = RECEIVER
+
+    def llm_arguments(self, config: RolloutConfig) -> dict:
+        """Those of `vllm.LLM`, but for a tokenizer's."""
+        arguments = {
+            "model": self.model_path,
+            "dtype": self.dtype,
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": config.max_num_seqs,
+            "tensor_parallel_size": self.tensor_parallel,
+            "distributed_executor_backend": "mp" if self.tensor_parallel > 1 else "uni",
+            "load_format": "dummy",  # the weights come from the trainer, by the first sync
+            "skip_tokenizer_init": True,  # prompts and completions travel as token ids
+            "generation_config": "vllm",  # sampling settings are ours, not the model directory's
+            "enable_prefix_caching": True,
+            "logprobs_mode": "processed_logprobs",
+            "worker_extension_cls": self.worker_extension,
+            "disable_log_stats": True,
+        }
+        if config.quantization:
+            arguments["quantization"] = config.quantization
+        if self.lora:
+            rank = next(rank for rank in LORA_RANKS if rank >= self.lora.r)
+            arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+        if self.worker_extension == PROBE:
+            # Every token is to be computed, and a compiled model calls no hooks.
+            arguments |= {"enable_prefix_caching": False, "enforce_eager": True}
+        if device.is_cuda():
+            return arguments | {
+                "gpu_memory_utilization": config.gpu_memory_utilization,
+                "enable_sleep_mode": True,
+            }
+        return arguments | {
+            "enforce_eager": True,
+            # vLLM rewinds the generator of a seeded request whose prompt it splits over steps,
+            # which the CPU's generator cannot do; so prompts are not split.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(8192, self.max_model_len),
+            "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        }
+
+    def environment(self) -> dict[str, str]:
+        """Variables of the engine's processes."""
+        environment = {
+            # With one worker the engine runs in the child itself: one process less.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+            "VLLM_NO_USAGE_STATS": "1",
+            # Workers are given slots of buckets as Python objects, from this program only.
+            "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+        }
+        if device.is_cuda():
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            first = int(os.environ.get("LOCAL_RANK", 0))
+            numbers = range(first, first + self.tensor_parallel)
+            names = visible.split(",") if visible else None
+            mine = [names[n] if names else str(n) for n in numbers]
+            return environment | {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
+        return environment | {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores
+            "TORCHDYNAMO_DISABLE": "1",  # compiling one small sampling function takes 10 s
+        }
