@@ -37,7 +37,7 @@ from grpo_mcore.rollout.receiver import WeightReceiver
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {
-    "30M": {"hidden_size": 320, "num_hidden_layers": 6, "intermediate_size": 1280},
+    "30M": {"hidden_size": 384, "num_hidden_layers": 4, "intermediate_size": 1024},
     "120M": {"hidden_size": 640, "num_hidden_layers": 14, "intermediate_size": 2560},
     "500M": {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 5120},
 }
@@ -120,7 +120,7 @@ def write_model(directory: Path, sizes: dict[str, int]) -> None:
     config = transformers.Qwen2Config(
         **sizes,
         num_attention_heads=sizes["hidden_size"] // HEAD_DIM,
-        num_key_value_heads=GROUPS if sizes["hidden_size"] // HEAD_DIM % GROUPS == 0 else 1,
+        num_key_value_heads=GROUPS,
         vocab_size=VOCAB,
         tie_word_embeddings=False,
         dtype=torch.bfloat16,
