@@ -143,7 +143,7 @@ def show(found: dict) -> None:
     total = {"tokens": sum(s["tokens"] for s in found["samples"]), "first_beyond": None}
     for name, row in [*rows, ("all", found["all"] | total)]:
         line = f"{name:>8s}{row['tokens']:8d}{row['max']:11.2e}"
-        line += f"{row['mismatch']:12.6f}{row['rollout_kl']:11.2e}"
+        line += f"{row['mismatch']:#12.7g}{row['rollout_kl']:11.2e}"
         if outlier := row["first_beyond"]:
             line += (
                 f"  token {outlier['position']} {outlier['text']!r}: "
@@ -151,7 +151,7 @@ def show(found: dict) -> None:
             )
         print(line)
     if not found["ok"]:
-        print(f"mismatch {found['all']['mismatch']:.6f} is above {found['max_mismatch']}")
+        print(f"mismatch {found['all']['mismatch']:#.7g} is above {found['max_mismatch']}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ split; a triple [sum, sum of squares, count], of which the whole's is an effecti
 single number: a share, to be added up, or an extreme, if its name ends in min or max.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -23,14 +24,15 @@ def mean_of(values: Tensor, mask: Tensor) -> Tensor:
 def effective_size_of(weights: Tensor, mask: Tensor) -> Tensor:
     """[sum, sum of squares, count] of the `weights` [sequences, tokens] of the mask's tokens. The
     whole's is Kish's effective sample size (Survey Sampling, 1965) as a share of the count,
-    sum(w)^2 / (n sum(w^2)): 1 for equal weights, 1 / n where one outweighs all others."""
+    sum(w)^2 / (n sum(w^2)): 1 for equal weights, 1 / n where one outweighs all others; 0 for
+    weights whose squares are too small for a number, NaN where they are too large."""
     counted = mask > 0
     held = weights.where(counted, 0.0)
     return torch.stack([held.sum(), held.square().sum(), counted.sum().to(weights.dtype)]).detach()
 
 
 def combine(parts: Iterable[dict[str, list[float] | float]]) -> dict[str, float]:
-    """The whole's metrics; a mean over nothing is 0."""
+    """The whole's metrics; a mean over nothing is 0, an extreme of what is not a number NaN."""
     gathered: dict[str, list] = {}
     for part in parts:
         for name, value in part.items():
@@ -42,9 +44,10 @@ def _combine(name: str, values: list) -> float:
     if isinstance(values[0], list):
         total, *squares, count = map(sum, zip(*values, strict=True))
         if squares:
-            return total**2 / (count * squares[0]) if total else 0.0
+            # Python raises where a power, but not where a product, is too large.
+            return total * total / (count * squares[0]) if squares[0] else 0.0
         return total / max(count, 1)
     for extreme in (min, max):
         if name.endswith(extreme.__name__):
-            return extreme(values)
+            return math.nan if any(map(math.isnan, values)) else extreme(values)
     return sum(values)

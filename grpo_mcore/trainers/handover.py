@@ -48,7 +48,7 @@ def verdict(hand_overs: Iterable[HandOver], mismatch: float | None, is_high: boo
     is_proven = all(h.is_proven for h in known)
     tensors = known[-1].tensors
     proof = f"0 of {tensors} tensors differ" if is_proven else f"{tensors} tensors not proven"
-    measured = "not measured" if mismatch is None else f"{mismatch:.4f}"
+    measured = "not measured" if mismatch is None else f"{mismatch:#.5g}"
     versions = [
         f"engine {h.engine} {'=' if h.is_proven else '!='} trainer {h.trainer}" for h in known
     ]
@@ -76,7 +76,7 @@ class MismatchLimits:
         """
         if mismatch is not None and self.stop is not None and not mismatch <= self.stop:
             raise MismatchError(
-                f"step {step}: sampling/mismatch is {mismatch:.4f}, above "
+                f"step {step}: sampling/mismatch is {mismatch:#.5g}, above "
                 f"rollout.mismatch_stop={self.stop}: {ADVICE}"
             )
         crossed = self.is_high(mismatch) and not self.was_high
@@ -84,7 +84,7 @@ class MismatchLimits:
         if not crossed:
             return None
         return (
-            f"warning: step {step}: sampling/mismatch is {mismatch:.4f}, above "
+            f"warning: step {step}: sampling/mismatch is {mismatch:#.5g}, above "
             f"rollout.mismatch_warn={self.warn}: {ADVICE}"
         )
 

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from grpo_mcore.errors import MismatchError
 from grpo_mcore.objectives.agreement import agreement
 from grpo_mcore.objectives.metrics import combine
+from grpo_mcore.trainers.handover import MismatchLimits
 
 
 def measure(*columns, rows=None):
@@ -88,3 +90,10 @@ def test_positions_count_from_the_first_token_of_the_completion(batch):
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_the_whole_does_not_depend_on_how_it_was_split(batch, rows):
     assert measure(*batch, rows=rows) == pytest.approx(measure(*batch), rel=1e-12)
+
+
+@pytest.mark.parametrize("gap", [-1000.0, -400.0, 400.0, 1000.0, math.inf, math.nan])
+def test_a_gross_mismatch_stops_the_run(gap):
+    found = measure(torch.full((1, 3), gap), torch.zeros(1, 3), torch.ones(1, 3))
+    with pytest.raises(MismatchError, match=r"sampling/mismatch is \S{3,11}, above"):
+        MismatchLimits(1.1, 1.5).judge(7, found["mismatch"])

@@ -1,5 +1,7 @@
 """Metrics of the whole from those of its parts."""
 
+import math
+
 import pytest
 import torch
 
@@ -36,3 +38,18 @@ def test_effective_size_of_weights_from_parts():
     expected = 6**2 / (3 * (1 + 4 + 9))
     assert combine([{"ess": part.tolist()} for part in parts])["ess"] == pytest.approx(expected)
     assert combine([{"ess": [0.0, 0.0, 0.0]}]) == {"ess": 0.0}
+
+
+@pytest.mark.parametrize("values", [[1.0, math.nan], [math.nan, 1.0], [0.5, math.nan, 1.0]])
+def test_extremes_of_what_is_not_a_number(values):
+    for name in ("gap/max", "clip/low_min"):
+        assert math.isnan(combine([{name: value} for value in values])[name])
+
+
+@pytest.mark.parametrize(
+    "weight, expected", [(0.0, 0.0), (1e-200, 0.0), (1e200, math.nan), (math.inf, math.nan)]
+)
+def test_effective_size_of_weights_beyond_what_numbers_hold(weight, expected):
+    weights = torch.full((1, 3), weight, dtype=torch.float64)
+    found = combine([{"ess": effective_size_of(weights, torch.ones(1, 3)).tolist()}])["ess"]
+    assert found == pytest.approx(expected, nan_ok=True)

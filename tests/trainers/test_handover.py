@@ -50,7 +50,9 @@ def test_stop_names_step_value_limit_and_the_tool(mismatch):
     with pytest.raises(MismatchError) as stopped:
         limits.judge(7, mismatch)
     said = str(stopped.value)
-    assert said.startswith(f"step 7: sampling/mismatch is {mismatch:.4f}, above rollout.mismatch_s")
+    assert said.startswith(
+        f"step 7: sampling/mismatch is {mismatch:#.5g}, above rollout.mismatch_s"
+    )
     assert "rollout.mismatch_stop=1.5" in said and "tools/diagnose_mismatch.py" in said
 
 
