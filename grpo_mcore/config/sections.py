@@ -116,7 +116,7 @@ class RolloutConfig:
     teacher_servers: list[str] = field(default_factory=list)
     student_servers: list[str] = field(default_factory=list)
     server_transport: str = "http"
-    """How weights go to servers: "http", or "nccl" (GPUs on both sides)."""
+    """How weights go to servers: "http"."""
     policy_engines: int = 0
     """Engines of GRPO's policy; 0: one on CPU, one for every `policy_tensor_parallel` GPUs."""
     policy_tensor_parallel: int = 1

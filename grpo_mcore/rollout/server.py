@@ -10,7 +10,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +20,6 @@ from threading import Thread
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-import torch
 from torch import Tensor
 
 from grpo_mcore import device
@@ -54,9 +52,6 @@ class ServerEngine(EngineCalls):
         """The name the server knows its weights by."""
         self.stop_token_ids: list[int] = []
         self.offer: BucketOffer | None = None
-        self.trainer_group = None
-        self.buffers: Sequence[str | Tensor] = ()
-        """The trainer's, from which the workers' are filled."""
         self.is_closed = False
 
     def close(self) -> None:
@@ -91,11 +86,7 @@ class ServerEngine(EngineCalls):
         if reason := misfit(found, max_model_len, dtype):
             raise EngineError(reason)
         self._ask("/abort_requests", {})  # what an earlier trainer may have left under way
-        address = _own_address(self.url)
-        if self.config.server_transport == "nccl":
-            self._join(address, found["workers"])
-        else:
-            self.offer = BucketOffer(address)
+        self.offer = BucketOffer(_own_address(self.url))
 
     def _generate(self, requests: list[Request]) -> None:
         call = self._under_way()
@@ -140,25 +131,8 @@ class ServerEngine(EngineCalls):
 
     def _begin_sync(self, delivery: Delivery | None) -> None:
         if delivery:
-            kind, self.buffers = delivery.source
-            if self.offer:
-                source = "http", self.offer.urls(kind, self.buffers)
-            else:
-                source = "nccl", [None] * len(self.buffers)
-            delivery = replace(delivery, source=source)
+            delivery = replace(delivery, source=("http", self.offer.urls(*delivery.source)))
         self._on_workers("begin_sync", delivery)
-
-    def _receive_bucket(self, number: int, place: int) -> None:
-        if self.offer:
-            self._on_workers("receive_bucket", number, place)
-            return
-        asked = _in_background(self._on_workers, "receive_bucket", number, place)
-        with torch.cuda.device(self.trainer_group.device):
-            if not asked.done():  # refused at once: nobody would take part
-                stream = torch.cuda.current_stream()
-                self.trainer_group.broadcast(self.buffers[place], src=0, stream=stream)
-            asked.result()
-            torch.cuda.synchronize()
 
     def _end_sync(self) -> list[Receipt]:
         receipts = self._on_workers("end_sync")
@@ -182,18 +156,6 @@ class ServerEngine(EngineCalls):
 
     def _ask(self, path: str, body: Any) -> Any:
         return ask(self.url, path, body, self._patience)
-
-    def _join(self, address: str, workers: int) -> None:
-        """Makes the NCCL group of this process (rank 0) and the server's workers."""
-        from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
-
-        with socket.socket() as free:
-            free.bind((address, 0))
-            port = free.getsockname()[1]
-        asked = _in_background(self._on_workers, "join_trainer", address, port)
-        own = torch.cuda.current_device()
-        self.trainer_group = stateless_init_process_group(address, port, 0, workers + 1, own)
-        asked.result()
 
 
 class BucketOffer:
@@ -246,7 +208,7 @@ def describe(url: str) -> dict[str, Any]:
     """
     if reason := silence(url):
         raise EngineError(f"server {url}: {reason}")
-    status, _ = exchange(url, "/inference/v1/generate", {}, ANSWER_SECONDS)
+    status, _ = _exchange(url, "/inference/v1/generate", {}, ANSWER_SECONDS)
     if status == 401:
         raise EngineError(f"server {url}: refuses the key in the environment's {API_KEY}")
     if status in (403, 404):
@@ -347,17 +309,3 @@ def _own_address(url: str) -> str:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     with socket.create_connection((parts.hostname, port), ANSWER_SECONDS) as connection:
         return connection.getsockname()[0]
-
-
-def _in_background(function: Callable, *arguments) -> Future:
-    """Runs `function` in a thread that does not keep the process alive."""
-    future: Future = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:  # raised by the future's result()
-            future.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    return future

@@ -442,9 +442,12 @@ def _check_moving_reference(config: GroupConfig) -> None:
 
 def _check_rollout(rollout: RolloutConfig) -> None:
     check_choice("rollout.engine", rollout.engine, ("local", "server"))
-    check_choice("rollout.server_transport", rollout.server_transport, ("http", "nccl"))
-    if rollout.server_transport == "nccl" and not device.is_cuda():
-        raise ConfigError("rollout.server_transport=nccl: needs GPUs; choose http")
+    if rollout.server_transport == "nccl":
+        raise ConfigError(
+            "rollout.server_transport=nccl: not built yet, as a broadcast that one side leaves would "
+            "hang the server's workers; choose http"
+        )
+    check_choice("rollout.server_transport", rollout.server_transport, ("http",))
     check_choice("rollout.lora_sync", rollout.lora_sync, ("merged", "adapters"))
     for key in ("bucket_megabytes", "max_num_seqs"):
         _at_least(f"rollout.{key}", getattr(rollout, key), 1)

@@ -505,7 +505,7 @@ def test_a_time_limit_of_nothing(config):
             "structured_outputs={'regex': 'a'}: the engine's log-probabilities are then",
         ),
         ({"rollout__engine": "remote"}, "rollout.engine=remote: choose one of local, server"),
-        ({"rollout__server_transport": "nccl"}, "rollout.server_transport=nccl: needs GPUs"),
+        ({"rollout__server_transport": "nccl"}, "rollout.server_transport=nccl: not built"),
         ({"rollout__engine": "server"}, "rollout.teacher_servers=[]: rollout.engine=server needs"),
     ],
 )
