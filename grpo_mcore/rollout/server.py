@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from queue import SimpleQueue
+from textwrap import shorten
 from threading import Thread
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -34,6 +35,8 @@ API_KEY = "VLLM_API_KEY"
 POLL_SECONDS = 1.0
 ANSWER_SECONDS = 60.0
 """Longest wait for an answer that takes no work."""
+SHOWN_CHARACTERS = 1000
+"""Of an answer that is an error, in one line."""
 
 
 class ServerEngine(EngineCalls):
@@ -208,7 +211,10 @@ def describe(url: str) -> dict[str, Any]:
     """
     if reason := silence(url):
         raise EngineError(f"server {url}: {reason}")
-    status, _ = _exchange(url, "/inference/v1/generate", {}, ANSWER_SECONDS)
+    try:
+        status, _ = exchange(url, "/inference/v1/generate", {}, ANSWER_SECONDS)
+    except OSError as error:
+        raise EngineError(f"server {url}: /inference/v1/generate: {error}") from error
     if status == 401:
         raise EngineError(f"server {url}: refuses the key in the environment's {API_KEY}")
     if status in (403, 404):
@@ -257,23 +263,31 @@ def ask_workers(url: str, seconds: float, method: str, *arguments) -> list:
         EngineError: as `ask`.
     """
     body = {"method": "call_by_http", "args": [method, to_json(arguments)]}
-    return [from_json(text) for text in ask(url, "/collective_rpc", body, seconds)["results"]]
+    answer = ask(url, "/collective_rpc", body, seconds)
+    try:
+        return [from_json(text) for text in answer["results"]]
+    except (KeyError, TypeError, ValueError) as error:  # not what our extension answers
+        said = shorten(str(answer), SHOWN_CHARACTERS)
+        raise EngineError(f"server {url}: /collective_rpc answered {said}") from error
 
 
 def ask(url: str, path: str, body: Any, seconds: float) -> Any:
-    """The JSON that the server at `url` answers to `body`, posted to `path`.
+    """The JSON that the server at `url` answers to `body` (`exchange`).
 
     Raises:
-        EngineError: when it answers with an error, or not in so many `seconds`.
+        EngineError: when it answers with an error, in no JSON, or not in so many `seconds`.
     """
     try:
         status, text = exchange(url, path, body, seconds)
     except OSError as error:
         raise EngineError(f"server {url}: {path}: {error or type(error).__name__}") from error
+    said = shorten(text.decode(errors="replace"), SHOWN_CHARACTERS)
     if status != 200:
-        reason = text.decode(errors="replace")
-        raise EngineError(f"server {url}: {path} answered {status}: {reason}")
-    return json.loads(text)
+        raise EngineError(f"server {url}: {path} answered {status}: {said}")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise EngineError(f"server {url}: {path} answered no JSON: {said}") from error
 
 
 def exchange(url: str, path: str, body: Any, seconds: float) -> tuple[int, bytes]:

@@ -444,8 +444,8 @@ def _check_rollout(rollout: RolloutConfig) -> None:
     check_choice("rollout.engine", rollout.engine, ("local", "server"))
     if rollout.server_transport == "nccl":
         raise ConfigError(
-            "rollout.server_transport=nccl: not built yet, as a broadcast that one side leaves would "
-            "hang the server's workers; choose http"
+            "rollout.server_transport=nccl: not built yet, as a broadcast that one side leaves "
+            "would hang the server's workers; choose http"
         )
     check_choice("rollout.server_transport", rollout.server_transport, ("http",))
     check_choice("rollout.lora_sync", rollout.lora_sync, ("merged", "adapters"))

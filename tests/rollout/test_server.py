@@ -39,6 +39,7 @@ class StandIn:
         description: what its workers say of it.
         failing: path -> the status it fails with.
         seen: the (path, Authorization) it was asked for.
+        page: what it answers to whatever it is asked, as a server of something else.
     """
 
     description: dict
@@ -46,6 +47,7 @@ class StandIn:
     failing: dict[str, int] = field(default_factory=dict)
     seen: list[tuple[str, str | None]] = field(default_factory=list)
     url: str = ""
+    page: bytes | None = None
 
     def answer(self, path: str, body: dict) -> dict:
         if path == "/collective_rpc":
@@ -92,7 +94,7 @@ def server(tiny_models) -> Iterator[StandIn]:
             answer = stand_in.answer(self.path, body) if status == 200 else {"error": "no"}
             self.send_response(status)
             self.end_headers()
-            self.wfile.write(json.dumps(answer).encode())
+            self.wfile.write(stand_in.page or json.dumps(answer).encode())
 
         def do_GET(self) -> None:
             self.send_response(stand_in.failing.get(self.path, 200))
@@ -183,6 +185,30 @@ def test_where_nobody_listens(server, tiny_models):
     nowhere = StandIn({}, url="http://127.0.0.1:9")
     with pytest.raises(ConfigError, match=r"no vLLM server answers there: .*refused"):
         check(nowhere, tiny_models)
+
+
+@pytest.mark.parametrize(
+    "page, reason",
+    [
+        (b"<html>\n<body>Welcome</body>\n</html>", "no JSON: <html> <body>Welcome</body> </html>"),
+        (b'{"status": "ok"}', "{'status': 'ok'}"),
+        (b"[1]", "[1]"),
+        (b'{"results": [1]}', "{'results': [1]}"),
+    ],
+)
+def test_a_host_that_is_no_vllm_server_is_named_in_one_line(server, tiny_models, page, reason):
+    server.page = page
+    with pytest.raises(ConfigError) as caught:
+        check(server, tiny_models)
+    said = str(caught.value)
+    assert said.startswith(f"rollout.policy_servers={server.url}: ") and "\n" not in said
+    assert f"/collective_rpc answered {reason}" in said
+
+
+def test_a_host_that_breaks_off_is_named(server, tiny_models):
+    server.failing["/inference/v1/generate"] = 0  # no status that HTTP knows
+    with pytest.raises(ConfigError, match=f"server {server.url}: /inference/v1/generate: BadStat"):
+        check(server, tiny_models)
 
 
 @pytest.mark.parametrize(
