@@ -280,6 +280,9 @@ def _count_servers(rollout: RolloutConfig, role: str, layout: Layout) -> int:
             raise ConfigError(f"{key}: {url} is no URL such as http://host:8000")
     if len({*urls}) < len(urls):
         raise ConfigError(f"{key}: each engine needs a server of its own")
+    other = {"teacher": "student", "student": "teacher"}.get(role)  # both run in one job
+    if other and (shared := {*urls} & {*getattr(rollout, f"{other}_servers")}):
+        raise ConfigError(f"{key}: {shared.pop()} is in rollout.{other}_servers too")
     if layout.size % len(urls):
         raise ConfigError(f"{key}: {len(urls)} must divide the role's {layout.size} ranks")
     if getattr(rollout, f"{role}_engines") not in (0, len(urls)):

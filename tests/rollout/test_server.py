@@ -233,6 +233,15 @@ def test_servers_that_do_not_suit_the_layout(tiny_models, rollout, message):
     assert message in str(caught.value)
 
 
+def test_teacher_and_student_do_not_share_a_server(tiny_models):
+    shape = read_shape("model.path", str(tiny_models / "llama"))
+    teacher, student = ["http://a:1"], ["http://b:1", "http://a:1"]
+    rollout = RolloutConfig(engine="server", teacher_servers=teacher, student_servers=student)
+    for role, other in (("teacher", "student"), ("student", "teacher")):
+        with pytest.raises(ConfigError, match=f"http://a:1 is in rollout.{other}_servers too"):
+            count_engines(rollout, role, Layout(data=4), shape)
+
+
 def test_an_engine_for_each_server(tiny_models):
     shape = read_shape("model.path", str(tiny_models / "llama"))
     rollout = rollout_of("http://a:1", "https://b/engine")
