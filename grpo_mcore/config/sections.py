@@ -142,8 +142,9 @@ class RolloutConfig:
     finished; after so many times without a completed generation the run saves and stops."""
     mismatch_warn: float | None = 1.1
     """Warn where `sampling/mismatch`, the mean of exp(|log p_trainer - log p_engine|), is above it.
-    bfloat16 gives 1.00 to 1.02 and an FP8 engine up to 1.1; a weight that was not synced, or a
-    module that computes something else, gives more."""
+    1.1 is a chosen bound, well above what rounding in bfloat16 gives; an FP8 engine, of which
+    nothing was measured here, may need a higher one. A weight that was not synced, or a module that
+    computes something else, gives more."""
     mismatch_stop: float | None = None
     """Stop the run there."""
     lora_sync: str = "merged"
@@ -154,6 +155,7 @@ class RolloutConfig:
     start_seconds: float | None = None
     """The engine's while it starts; None: deadline_seconds, which is the most that it can be."""
     generate_seconds: float | None = None
-    """The engine's while it generates, which it speaks of every few seconds."""
+    """The engine's while it generates, which a local one speaks of every few seconds, and a server
+    whenever it has finished a completion: for servers, more than the longest completion takes."""
     sync_seconds: float | None = None
     """The engine's while it is given weights, falls asleep or wakes."""

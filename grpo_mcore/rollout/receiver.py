@@ -39,7 +39,6 @@ class WeightReceiver:
             "has_tokenizer": not config.skip_tokenizer_init,
             "splits_prompts": scheduler.enable_chunked_prefill,
             "device": self.device.type,
-            "workers": self.parallel_config.world_size,
         }
 
     def join_trainer(self, address: str, port: int) -> None:

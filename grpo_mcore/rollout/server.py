@@ -204,7 +204,8 @@ class BucketOffer:
 
 
 def describe(url: str) -> dict[str, Any]:
-    """What the server at `url` says of itself (`WeightReceiver.describe`).
+    """What the server at `url` says of itself (`WeightReceiver.describe`), and the number of its
+    data parallel replicas, which each worker of a dense model takes for 1.
 
     Raises:
         EngineError: when there is none, or none that a trainer can use.
@@ -220,7 +221,9 @@ def describe(url: str) -> dict[str, Any]:
     if status in (403, 404):
         raise EngineError(f"server {url}: needs --enable-scale-out; {COMMAND} sets it")
     try:
-        return ask_workers(url, ANSWER_SECONDS, "describe")[0]
+        found = ask_workers(url, ANSWER_SECONDS, "describe")[0]
+        settings = ask(url, "/server_info?config_format=json", None, ANSWER_SECONDS)["vllm_config"]
+        return found | {"replicas": settings["parallel_config"]["data_parallel_size"]}
     except EngineError as error:
         raise EngineError(
             f"server {url}: needs VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls "
@@ -240,6 +243,11 @@ def misfit(found: dict[str, Any], max_model_len: int, dtype: str) -> str | None:
         return f"has --dtype {found['dtype']}, the model has {dtype}"
     if found["device"] != (own := device.torch_device().type):
         return f"runs on {found['device']}, the trainer on {own}: their checksums would differ"
+    if found["replicas"] > 1:
+        return (
+            f"has --data-parallel-size {found['replicas']}, needs 1: vLLM passes on receipts of "
+            "weights from the first replica only; start a server for each"
+        )
     if found["logprobs_mode"] != "processed_logprobs":
         return f"has --logprobs-mode {found['logprobs_mode']}, needs processed_logprobs"
     if found["splits_prompts"] and found["device"] == "cpu":

@@ -36,7 +36,7 @@ class StandIn:
     """Answers as a vLLM server does.
 
     Attributes:
-        description: what its workers say of it.
+        description: what its workers say of it, and its number of replicas.
         failing: path -> the status it fails with.
         seen: the (path, Authorization) it was asked for.
         page: what it answers to whatever it is asked, as a server of something else.
@@ -51,8 +51,12 @@ class StandIn:
 
     def answer(self, path: str, body: dict) -> dict:
         if path == "/collective_rpc":
-            answers = {"describe": self.description, "end_sync": Receipt({}, [])}
+            said = {key: value for key, value in self.description.items() if key != "replicas"}
+            answers = {"describe": said, "end_sync": Receipt({}, [])}
             return {"results": [to_json(answers.get(body["args"][0]))]}
+        if path == "/server_info?config_format=json":
+            parallel = {"data_parallel_size": self.description["replicas"]}
+            return {"vllm_config": {"parallel_config": parallel}}
         if path == "/update_weight_version":
             self.version = body["new_version"]
         if path == "/inference/v1/generate":
@@ -80,7 +84,7 @@ def server(tiny_models) -> Iterator[StandIn]:
             "has_tokenizer": True,
             "splits_prompts": False,
             "device": "cpu",
-            "workers": 1,
+            "replicas": 1,
         }
     )
 
@@ -99,6 +103,7 @@ def server(tiny_models) -> Iterator[StandIn]:
         def do_GET(self) -> None:
             self.send_response(stand_in.failing.get(self.path, 200))
             self.end_headers()
+            self.wfile.write(json.dumps(stand_in.answer(self.path, {})).encode())
 
         def log_message(self, *_) -> None:
             """Silent."""
@@ -149,6 +154,7 @@ def test_a_server_that_suits_is_taken(server, tiny_models, monkeypatch):
             "has --logprobs-mode raw_logprobs, needs processed_logprobs",
         ),
         ({"device": "cuda"}, "runs on cuda, the trainer on cpu: their checksums would differ"),
+        ({"replicas": 2}, "has --data-parallel-size 2, needs 1: vLLM passes on receipts"),
         ({"splits_prompts": True}, "needs --no-enable-chunked-prefill"),
         ({"has_tokenizer": False}, "has no tokenizer, which stop and bad_words and"),
     ],
