@@ -91,3 +91,25 @@ def test_a_sync_that_is_not_proven_fails():
     found = verify_sync.verify(pair, Namespace(model="models/x", dtype="float32"))
     assert not found["ok"]
     assert "tensor x is 1 on worker 0, 2 in the trainer" in found["difference"]
+
+
+@pytest.mark.parametrize(
+    "dtype, given, mismatch, ok",
+    [
+        ("float32", None, 1.0009, True),
+        ("float32", None, 1.01, False),
+        ("bfloat16", None, 1.01, True),
+        ("bfloat16", None, 1.11, False),
+        ("float32", 1.2, 1.11, True),
+        ("float32", None, float("nan"), False),
+    ],
+)
+def test_the_limit_on_the_mismatch_is_the_types(monkeypatch, dtype, given, mismatch, ok):
+    monkeypatch.setattr(verify_sync, "compare_samples", lambda *_: ([], {"mismatch": mismatch}))
+    pair = SimpleNamespace(
+        role=SimpleNamespace(layout="1x1x1"),
+        sync=SimpleNamespace(push=lambda version: {"tensors": 3}),
+        pool=SimpleNamespace(version=1),
+    )
+    arguments = Namespace(model="models/x", dtype=dtype, max_mismatch=given, threshold=0.05)
+    assert verify_sync.verify(pair, arguments)["ok"] is ok
