@@ -26,7 +26,8 @@ if ! command -v nvidia-smi >/dev/null; then
     export VLLM_WORKER_MULTIPROC_METHOD=spawn
     export TORCHDYNAMO_DISABLE=1
     # On a CPU seeded requests are not reproduced when their prompts are split over steps.
-    options+=(--enforce-eager --no-enable-chunked-prefill --max-num-batched-tokens 8192)
+    # So a batch has to hold the longest one, for which vLLM makes room where no size is given.
+    options+=(--enforce-eager --no-enable-chunked-prefill)
 fi
 # Where vLLM comes from a CPU wheel under another name, its command `vllm` does not start.
 exec python -m vllm.entrypoints.launchers.api_server.entry --model "$model" "${options[@]}" "$@"
