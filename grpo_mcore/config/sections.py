@@ -133,7 +133,8 @@ class RolloutConfig:
     bucket_megabytes: int = 256
     """Weights move to the engines in buckets of at most this size (or one tensor)."""
     quantization: str | None = None
-    """"fp8": engines hold the weights in FP8 and are given them in bfloat16; GPU."""
+    """"fp8": engines hold the weights in FP8, with a scale for each tensor, and are given them in
+    bfloat16; GPU."""
     offload_policy: bool = False
     """Move the trainer's model, gradients and optimizer off the device while engines generate; GPU.
     """

@@ -11,6 +11,8 @@ from grpo_mcore.config import LoraConfig, RolloutConfig
 RECEIVER = "grpo_mcore.rollout.receiver.WeightReceiver"
 PROBE = "grpo_mcore.rollout.probe.Probe"
 """What vLLM's workers can do beside their own; the second also tells what modules compute."""
+QUANTIZATIONS = {"fp8": "fp8_per_tensor"}
+"""vLLM's names of what it rounds weights to as they are loaded; its "fp8" is of rounded files."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for the most that adapters may have."""
 
@@ -54,7 +56,7 @@ class EngineSpec:
             "disable_log_stats": True,
         }
         if config.quantization:
-            arguments["quantization"] = config.quantization
+            arguments["quantization"] = QUANTIZATIONS[config.quantization]
         if self.lora:
             rank = next(rank for rank in LORA_RANKS if rank >= self.lora.r)
             arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}

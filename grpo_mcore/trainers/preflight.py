@@ -38,7 +38,7 @@ from grpo_mcore.models.transformer_engine import (
 )
 from grpo_mcore.objectives.correction import refuse_truncated_sampling
 from grpo_mcore.parallel.grid import Layout
-from grpo_mcore.rollout.spec import LORA_RANKS
+from grpo_mcore.rollout.spec import LORA_RANKS, QUANTIZATIONS
 from grpo_mcore.trainers.batches import steps_per_epoch, with_batches, with_steps
 from grpo_mcore.trainers.engines import check_servers, says_in_text
 from grpo_mcore.trainers.handover import check_mismatch_limits
@@ -463,7 +463,7 @@ def _check_rollout(rollout: RolloutConfig) -> None:
                 f"rollout.deadline_seconds={most}, for which other ranks wait"
             )
     if rollout.quantization is not None:
-        check_choice("rollout.quantization", rollout.quantization, ("fp8",))
+        check_choice("rollout.quantization", rollout.quantization, (*QUANTIZATIONS,))
         if not device.is_cuda():
             raise ConfigError(
                 f"rollout.quantization={rollout.quantization}: vLLM computes in FP8 on GPUs only, "

@@ -4,6 +4,7 @@ note what they are told: sleep mode needs a GPU."""
 from types import SimpleNamespace
 
 import pytest
+from vllm.config.quantization import resolve_quantization_config
 
 from grpo_mcore import device
 from grpo_mcore.config import RolloutConfig
@@ -142,4 +143,6 @@ def test_weights_that_only_engines_had_are_a_failure_without_anybody_to_give_the
 def test_quantization_is_passed_on(told, tmp_path):
     config = RolloutConfig(quantization="fp8")
     arguments = EngineSpec("model", "bfloat16", 64, []).llm_arguments(config)
-    assert arguments["quantization"] == "fp8" and arguments["enable_sleep_mode"]
+    assert arguments["enable_sleep_mode"]
+    # vLLM has a recipe for it, and needs no file that says how the weights are quantised.
+    assert resolve_quantization_config(arguments["quantization"], None)
