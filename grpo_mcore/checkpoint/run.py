@@ -213,7 +213,10 @@ def load_model_only(chunks: ModuleList, role: Role, checkpoint: Path) -> None:
     """
     config = role.once(lambda: yaml.safe_load((checkpoint / CONFIG).read_text()))
     if config.get("peft_config"):
-        raise FilesError(f"{checkpoint}: holds adapters beside its model; have the run write it")
+        raise FilesError(
+            f"{checkpoint}: holds adapters beside its model; give the directory of the model they "
+            "are merged into (docs/trainers.md, Adapters)"
+        )
     role.once(lambda: check_pickles(checkpoint))
     with _data_parallel_rank(role):
         model = _sharded_model(chunks, {"dp_cp_group": role.groups.dp_cp})

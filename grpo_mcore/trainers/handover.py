@@ -25,11 +25,13 @@ class HandOver:
         engine: the version all engines were proven to hold then, every tensor by its checksum.
         trainer: the policy's version then, whose log-probabilities are compared with theirs.
         tensors: how many the newest sync before it had sent and proven.
+        model: whose version `engine` is: the trainer's, or the reference of so many updates.
     """
 
     engine: int
     trainer: int
     tensors: int
+    model: str = "trainer"
 
     @property
     def is_proven(self) -> bool:
@@ -50,7 +52,7 @@ def verdict(hand_overs: Iterable[HandOver], mismatch: float | None, is_high: boo
     proof = f"0 of {tensors} tensors differ" if is_proven else f"{tensors} tensors not proven"
     measured = "not measured" if mismatch is None else f"{mismatch:#.5g}"
     versions = [
-        f"engine {h.engine} {'=' if h.is_proven else '!='} trainer {h.trainer}" for h in known
+        f"engine {h.engine} {'=' if h.is_proven else '!='} {h.model} {h.trainer}" for h in known
     ]
     state = "ok" if is_proven and not is_high else "in doubt"
     return f"sync {state}: {proof}, mismatch {measured}, {', '.join(versions)}"
@@ -91,7 +93,8 @@ class MismatchLimits:
 
 ADVICE = (
     "trainer and engine give the same tokens other probabilities; "
-    "python tools/diagnose_mismatch.py MODEL names the first module that differs"
+    "python tools/diagnose_mismatch.py MODEL names the first module that differs (with "
+    "adapters, merge them first: docs/trainers.md, Adapters)"
 )
 
 

@@ -376,6 +376,11 @@ class TeacherSession(GRPOSession):
             return self.reference.chunks
         return super().sampled_model()
 
+    def step_recorded(self, step: int, metrics: dict[str, float]) -> None:
+        if self.trainer.use_reference_teacher_model:
+            self.sampled_by = [replace(h, model="reference") for h in self.sampled_by]
+        super().step_recorded(step, metrics)
+
     def why_incomparable(self) -> str | None:
         if self.trainer.use_reference_teacher_model:
             return USES_REFERENCE

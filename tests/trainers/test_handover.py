@@ -24,6 +24,11 @@ def test_verdict_of_samples_of_two_versions():
     assert line.endswith("mismatch not measured, engine 4 = trainer 4, engine 6 = trainer 6")
 
 
+def test_verdict_of_samples_of_the_reference():
+    line = verdict([HandOver(2, 2, 311, "reference")], 1.2, is_high=False)
+    assert line.endswith("engine 2 = reference 2")
+
+
 def test_verdict_is_in_doubt_without_proof_or_agreement():
     line = verdict([HandOver(-1, 41, 311)], 1.0, is_high=False)
     assert line.startswith("sync in doubt: 311 tensors not proven")
@@ -39,7 +44,7 @@ def test_each_crossing_of_the_limit_is_told_once():
     assert (
         "warning: step 1: sampling/mismatch is 1.2000, above rollout.mismatch_warn=1.1" in told[1]
     )
-    assert "tools/diagnose_mismatch.py" in told[1]
+    assert "tools/diagnose_mismatch.py" in told[1] and "Adapters" in told[1]
     assert [limits.is_high(value) for value in measured] == [0, 1, 1, 0, 1, 0, 1, 1]
 
 

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -79,11 +81,13 @@ def taught(model, tiny_models, tmp_path_factory) -> SimpleNamespace:
         logging_prob=1.0,
         disable_student_offloading=True,
     )
-    trainer.train()
+    with redirect_stdout(StringIO()) as output:
+        trainer.train()
     problems = ["tom has 14 cards.", "how many?"]
     found = SimpleNamespace(
         trainer=trainer,
         directory=directory,
+        output=output.getvalue(),
         baselines=trainer._generate_baseline_solutions(problems),
         approaches=trainer._generate_student_approaches(problems),
         scored=trainer._generate_and_score(ROWS[:2]),
@@ -110,6 +114,11 @@ def test_the_reference_teaches_while_the_trained_model_learns(taught, model):
     trained = load_file(taught.directory / "final" / "model.safetensors")
     before = load_file(f"{model}/model.safetensors")
     assert any(not torch.equal(trained[name], before[name]) for name in before)
+    verdicts = [line for line in taught.output.splitlines() if line.startswith("sync ok")]
+    assert [line.split(", ")[-1] for line in verdicts] == [
+        "engine 0 = reference 0",
+        "engine 1 = reference 1",
+    ]
 
 
 @pytest.mark.seed(19)
