@@ -100,6 +100,8 @@ class WeightSync:
         ]
         self.buffers: list[Tensor] = []
         self.delivery: Delivery | None = None
+        self.informed: Engine | None = None
+        """This rank's, once it knows the delivery; one that takes its place does not."""
 
     def push(self, version: int) -> dict[str, int]:
         """Gives the weights of trainer `version` to the engines that do not hold them. Those that
@@ -126,6 +128,8 @@ class WeightSync:
             failures = {engine: text for engine, (_, text) in outcomes.items() if text}
             for engine in outcomes.keys() - failures.keys():
                 self.pool.versions[engine] = version
+                if engine == self.pool.replica:
+                    self.informed = self.pool.engine
             if failures:
                 self.pool.restart(failures)
             moved = self._size_of(numbers)
@@ -148,7 +152,6 @@ class WeightSync:
         """
         pool = self.pool
         engine = pool.engine if pool.replica in behind else None
-        knows_delivery = self.delivery and pool.versions[pool.replica] >= 0 if engine else False
         for number in behind:
             pool.versions[number] = -1  # until proven
         pool.wake("weights", replicas=behind)
@@ -157,7 +160,7 @@ class WeightSync:
         link = _Link(engine)
         found = []
         if numbers:
-            link.submit("begin_sync", None if knows_delivery else self.delivery)
+            link.submit("begin_sync", None if engine is self.informed else self.delivery)
             sites = {self.sites[rank] for e in behind for rank in self._ranks_of_workers(e)}
             found.append(self._send_weights(link, sites, numbers))
         if self.lora:
