@@ -67,6 +67,7 @@ class WeightReceiver:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         if delivery:
+            self.buffers = []  # those of the last delivery, before there are others
             self.delivery, self.buffers = delivery, self._open(delivery)
         model = self.model_runner.model
         held = _names_of_parameters(model)
@@ -123,6 +124,8 @@ class WeightReceiver:
         if self.device.type == "cpu" and source not in self.not_loaded:
             model.lm_head.cpu_linear = None  # the repacked copy that it multiplies by
             model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+        if self.delivery.is_last:
+            self.buffers = []
         return Receipt(self.received, sorted(self.not_loaded))
 
     def _fetch(self, place: int) -> None:

@@ -56,6 +56,8 @@ class ServerEngine(EngineCalls):
         self.offer: BucketOffer | None = None
         self.trainer_group = None
         self.buffers: Sequence[str | Tensor] = ()
+        self.is_last = False
+        """Whether the buffers are let go after the sync."""
         """The trainer's, from which the workers' are filled."""
         self.is_closed = False
 
@@ -140,6 +142,7 @@ class ServerEngine(EngineCalls):
 
     def _begin_sync(self, delivery: Delivery | None) -> None:
         if delivery:
+            self.is_last = delivery.is_last
             kind, self.buffers = delivery.source
             if self.offer:
                 source = "http", self.offer.urls(kind, self.buffers)
@@ -162,6 +165,10 @@ class ServerEngine(EngineCalls):
 
     def _end_sync(self) -> list[Receipt]:
         receipts = self._on_workers("end_sync")
+        if self.is_last:
+            self.buffers = []
+            if self.offer:
+                self.offer.buffers = {}
         # What the old weights computed must not serve the new ones.
         if not self._ask("/reset_prefix_cache", {})["success"]:
             raise EngineError("its prefix cache cannot be reset while it answers others")

@@ -1,5 +1,5 @@
-"""What a worker does with its model and with the trainer's buffers. The model is a small one, loaded
-by vLLM's own layerwise reload."""
+"""What a worker does with its model and with the trainer's buffers. The model is a small one, which
+vLLM's own layerwise reload loads."""
 
 from types import SimpleNamespace
 
@@ -86,6 +86,13 @@ def test_what_vllm_makes_of_the_weights_is_not_missed(model, waits):
         assert receipt.checksums == {"layer.weight": checksums([factor * WEIGHT]).item()}
         assert model.layer.weight_scale == 11 * factor
         assert torch.equal(model.layer.weight, WEIGHT / 11)
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+def test_buffers_go_with_the_last_sync(model, waits, is_last):
+    worker = Worker(model)
+    sync(worker, {"layer.weight": WEIGHT}, is_last=is_last)
+    assert bool(worker.buffers) is not is_last
 
 
 def test_a_weight_that_is_not_sent_is_missed(model, waits):
