@@ -91,9 +91,7 @@ class Gather:
             sizes = [(last - first) * entry.row_numel for entry, first, last in piece]
             if holds:
                 # A shard that goes on in the next piece is merged, or dequantised, only once.
-                held = {
-                    e: held[e] if e in held else self._shard(bucket, e) for e, _, _ in piece
-                }
+                held = {e: held[e] if e in held else self._shard(bucket, e) for e, _, _ in piece}
                 flat = torch.cat([held[e][first:last].reshape(-1) for e, first, last in piece])
             else:
                 flat = torch.empty(sum(sizes), dtype=self.dtype, device=self.device)
