@@ -10,11 +10,11 @@ syncs the fastest counts, for other processes on the machine only ever add time;
     memcpy       one copy of the same bytes from memory to memory, by one thread of the trainer
     engine       the engine's own load of the same tensors, which it holds in its own memory
     ratio        sync / (memcpy + engine)
-    other        the part of a sync in which the trainer neither copied, summed nor waited for the
-                 engine: plan, names, messages, comparing checksums
+    other        the part of a sync in which rank 0 neither copied nor summed, nor waited for the
+                 engine or at a barrier: names, messages, comparing checksums
     extra        the peak of memory beyond what trainer and engine held before, in buckets, as the
-                 sum of proportional set sizes (pages that several share are counted once); over all
-                 syncs, the first included
+                 sum of proportional set sizes (pages that several share are counted once); over the
+                 first two syncs, of which no time is taken
 """
 
 import argparse
@@ -189,9 +189,6 @@ class Worker(WeightReceiver):
         super().end_sync()
         return time.perf_counter() - start
 
-    def process(self) -> int:
-        return os.getpid()
-
 
 def work(job: dict) -> None:
     """One rank's part of a measurement; rank 0 writes the row."""
@@ -219,7 +216,8 @@ def work(job: dict) -> None:
         sync = sync_module.WeightSync(chunks, shape, role, pool, job["bucket_megabytes"])
         processes = role.all_gather(os.getpid())
         if pool.engine:
-            processes += [pool.engine.process.pid, *pool.engine.call("ask_workers", "process")]
+            guard = psutil.Process(pool.engine.process.pid)
+            processes += [guard.pid, *(p.pid for p in guard.children(recursive=True))]
         version = 0
 
         def push() -> float:

@@ -28,8 +28,11 @@ from dataclasses import dataclass
 NODE = 8
 GIGA = 1e9
 BYTES_A_PARAMETER = 2
-TRAINED_BYTES_A_PARAMETER = 18
-"""bfloat16 weights, float32 gradients, master weights and both moments of Adam."""
+WHOLE_BYTES_A_PARAMETER = 6
+"""bfloat16 weights and float32 gradients, which every data parallel replica has."""
+SHARED_BYTES_A_PARAMETER = 12
+"""float32 master weights and both moments of Adam, which replicas share out (Megatron's distributed
+optimizer)."""
 BUCKET_BYTES = 256 << 20
 
 
@@ -94,6 +97,17 @@ def cost(case: Case, nvlink: float, network: float, memory: float) -> Cost:
     return Cost(over_network, over_nvlink, max(gather, load) + first)
 
 
+def training_bytes(case: Case) -> float:
+    """What training takes of one GPU, without activations."""
+    shards = case.tensor * case.pipeline
+    experts = case.model.parameters * case.model.experts
+    dense = case.model.parameters - experts
+    whole = dense / shards + experts / (shards * case.expert)
+    return WHOLE_BYTES_A_PARAMETER * whole + (
+        SHARED_BYTES_A_PARAMETER * case.model.parameters / case.gpus
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nvlink", type=float, default=450.0)
@@ -116,10 +130,9 @@ def main() -> None:
     for case in CASES:
         found = cost(case, **speeds)
         data = case.gpus // case.tensor // case.pipeline
-        held = case.model.parameters * TRAINED_BYTES_A_PARAMETER / case.gpus
         cells = (
             *(case.model.name, case.gpus, case.tensor, case.pipeline, case.expert, data),
-            f"{held / GIGA:.0f}",
+            f"{training_bytes(case) / GIGA:.0f}",
             f"{found.network / GIGA:.1f}",
             f"{found.nvlink / GIGA:.1f}",
             f"{found.seconds:.2f}",

@@ -46,6 +46,8 @@ from grpo_mcore.models.transformer_engine import fuses_norms, read_weight
 from grpo_mcore.parallel.groups import Role
 
 SUFFIX = "_adapters"
+MERGED_ROWS = 512
+"""Rows of a matrix that adapters are merged into at once."""
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _LAYERS = (
     ("self_attention", "linear_qkv"),
@@ -211,13 +213,21 @@ class Adapters(ModuleDict):
         pairs = zip(self.items(), parts, strict=True)
         return self._add(outputs, {name: linear(part, pair.lora_B) for (name, pair), part in pairs})
 
+    @torch.no_grad()
     def merge(self, weight: Tensor) -> Tensor:
         """This rank's shard of the layer's weight [outputs, inputs], plus scale B A."""
-        added = {
-            name: self.scale * (pair.lora_B.float() @ pair.lora_A.float()).T
-            for name, pair in self.items()
-        }
-        return self._add(weight.float().T, added).T.to(weight.dtype)
+        merged = weight.clone()
+        blocks = merged.unflatten(0, (self.blocks, -1)).split(list(self.rows.values()), dim=1)
+        for name, adapted in zip(self.rows, blocks, strict=True):
+            if name not in self:
+                continue
+            a, b = self[name].lora_A.float(), self[name].lora_B.unflatten(0, (self.blocks, -1))
+            for block, block_b in zip(adapted, b, strict=True):
+                # Some rows at once: in 32 bits, whole matrices would take several times the shard.
+                parts = zip(block.split(MERGED_ROWS), block_b.split(MERGED_ROWS), strict=True)
+                for rows, rows_b in parts:
+                    rows.copy_(rows.float() + self.scale * (rows_b.float() @ a))
+        return merged
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None) -> dict:
         """The parameters as Megatron wants them described for a distributed checkpoint. A matrix's

@@ -50,11 +50,13 @@ class Delivery:
             or ("nccl", one None for each), broadcast by the trainer.
         size: bytes of a buffer.
         buckets: what lies where in each bucket.
+        is_last: there will be one sync only, so the buffers are let go after it.
     """
 
     source: tuple[str, list]
     size: int
     buckets: list[list[Slot]]
+    is_last: bool = False
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class RolloutPool:
         """Starts the engines without waiting for them; `wait_until_ready` does."""
         self.role, self.spec, self.engines = role, spec, engines
         self.config, self.log_dir = config, log_dir
-        self.sleep_level = WEIGHTS_WAIT if spec.is_frozen else WEIGHTS_GO
+        self.sleep_level = WEIGHTS_WAIT if spec.keeps_weights else WEIGHTS_GO
         self.remote = config.engine == "server"
         """Whether the engines have devices of their own."""
         self.versions = [-1] * engines

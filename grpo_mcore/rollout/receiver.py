@@ -66,12 +66,10 @@ class WeightReceiver:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         if delivery:
+            self.buffers = []  # those of the last delivery, before there are others
             self.delivery, self.buffers = delivery, self._open(delivery)
         model = self.model_runner.model
-        # A tied output layer is the embedding itself, and named once.
-        self.not_loaded = {
-            name.replace(".base_layer.", ".") for name, _ in model.named_parameters()
-        }
+        held = _names_of_parameters(model)
         self.kernels = []
         if self.device.type == "cpu":
             # With a kernel at hand vLLM takes experts for packed already, and would put them as
@@ -88,6 +86,9 @@ class WeightReceiver:
             if self.device.type == "cpu" and layer is not model.lm_head:
                 layer.cpu_linear = None  # a repacked copy that nothing multiplies by
         initialize_layerwise_reload(model)
+        # No tensor is sent for a parameter that vLLM makes of others once they are loaded, as the
+        # scales of weights in FP8, nor for one that it removes then.
+        self.not_loaded = held & _names_of_parameters(model)
         for layer in embeddings:
             _reload_info(layer).reset()
         self.received: dict[str, int] = {}
@@ -106,6 +107,8 @@ class WeightReceiver:
         model = self.model_runner.model
         self.not_loaded -= model.load_weights(tensors.items())
         _keep_what_waits(model, self.buffers[place])
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # copies out of the buffer may only be queued
 
     def end_sync(self) -> Receipt:
         """Finishes the load."""
@@ -120,6 +123,8 @@ class WeightReceiver:
         if self.device.type == "cpu" and source not in self.not_loaded:
             model.lm_head.cpu_linear = None  # the repacked copy that it multiplies by
             model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+        if self.delivery.is_last:
+            self.buffers = []
         return Receipt(self.received, sorted(self.not_loaded))
 
     def _fetch(self, place: int) -> None:
@@ -156,6 +161,12 @@ class WeightReceiver:
             arguments[6] = torch.cuda.current_device()  # the device's number in this process
             buffers.append(rebuild_cuda_tensor(*arguments))
         return buffers
+
+
+def _names_of_parameters(model: torch.nn.Module) -> set[str]:
+    """As `load_weights` tells of them. A tied output layer is the embedding itself, and named
+    once."""
+    return {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
 
 
 def _embeddings(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -55,6 +55,8 @@ class ServerEngine(EngineCalls):
         """The name the server knows its weights by."""
         self.stop_token_ids: list[int] = []
         self.offer: BucketOffer | None = None
+        self.is_last = False
+        """Whether the buffers are let go after the sync."""
         self.is_closed = False
 
     def close(self) -> None:
@@ -134,11 +136,14 @@ class ServerEngine(EngineCalls):
 
     def _begin_sync(self, delivery: Delivery | None) -> None:
         if delivery:
+            self.is_last = delivery.is_last
             delivery = replace(delivery, source=("http", self.offer.urls(*delivery.source)))
         self._on_workers("begin_sync", delivery)
 
     def _end_sync(self) -> list[Receipt]:
         receipts = self._on_workers("end_sync")
+        if self.is_last:
+            self.offer.buffers = {}
         # What the old weights computed must not serve the new ones.
         if not self._ask("/reset_prefix_cache", {})["success"]:
             raise EngineError("its prefix cache cannot be reset while it answers others")

@@ -22,7 +22,8 @@ class EngineSpec:
     """
     Attributes:
         max_model_len: tokens of a prompt and its completion at most.
-        is_frozen: the weights will not change, so they wait in host memory while engines sleep.
+        is_frozen: the weights will not change.
+        trains_adapters: of the weights only those will change that adapters are merged into.
         tokenizer: for engines that are asked for what is said in text (`Request`).
         lora: of adapters that the engines will be sent beside the model.
         worker_extension: RECEIVER, or a class derived from it.
@@ -34,9 +35,15 @@ class EngineSpec:
     stop_token_ids: list[int]
     tensor_parallel: int = 1
     is_frozen: bool = False
+    trains_adapters: bool = False
     tokenizer: PreTrainedTokenizerBase | None = None
     lora: LoraConfig | None = None
     worker_extension: str = RECEIVER
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether weights wait in host memory while engines sleep: most will be needed again."""
+        return self.is_frozen or self.trains_adapters
 
     def llm_arguments(self, config: RolloutConfig) -> dict:
         """Those of `vllm.LLM`, but for a tokenizer's."""

@@ -42,6 +42,7 @@ def spec_of_trained(
         max_model_len,
         tokenizer.stop_token_ids(),
         tensor_parallel,
+        trains_adapters=config.peft_config is not None,
         tokenizer=tokenizer.inner if says_in_text(config) else None,
         lora=config.peft_config if config.rollout.lora_sync == "adapters" else None,
     )

@@ -17,7 +17,7 @@ from grpo_mcore.models.transformer_engine import fuses_norms
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.weights.export import BUCKET_BYTES
 from grpo_mcore.weights.gather import stream_tensors
-from grpo_mcore.weights.plan import make_plan
+from grpo_mcore.weights.plan import Plan, make_plan
 
 
 def export_adapters(
@@ -38,7 +38,7 @@ def export_adapters(
     Raises:
         FilesError: on every rank, when they cannot be written.
     """
-    held = gather_adapters(chunks, shape, role, lora)
+    held = gather_adapters(chunks, shape, role, plan_adapters(chunks, shape, role, lora))
 
     def write() -> None:
         with new_directory(directory, total_bytes(held)) as work:
@@ -47,14 +47,18 @@ def export_adapters(
     role.once(write)
 
 
+def plan_adapters(chunks: ModuleList, shape: ModelShape, role: Role, lora: LoraConfig) -> Plan:
+    """How the adapters of `chunks` are gathered. Collective over the role."""
+    rules = adapter_rules(shape, lora, fuses_norms(chunks))
+    element = chunks[0].config.params_dtype.itemsize
+    return make_plan(chunks, shape, role, BUCKET_BYTES, element, rules)
+
+
 def gather_adapters(
-    chunks: ModuleList, shape: ModelShape, role: Role, lora: LoraConfig
+    chunks: ModuleList, shape: ModelShape, role: Role, plan: Plan
 ) -> dict[str, Tensor]:
     """PEFT's tensors of the adapters of `chunks`, in host memory, on every rank. Collective over
     the role."""
-    rules = adapter_rules(shape, lora, fuses_norms(chunks))
-    element = chunks[0].config.params_dtype.itemsize
-    plan = make_plan(chunks, shape, role, BUCKET_BYTES, element, rules)
     streams = stream_tensors(chunks, shape, plan, role)
     return {name: tensor.cpu() for tensors in streams for name, tensor in tensors.items()}
 

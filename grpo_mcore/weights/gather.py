@@ -86,12 +86,13 @@ class Gather:
                 self._place(entry, 0, 0, self._shard(bucket, entry), tensors)
             return
         is_needed = not writers.isdisjoint(dist.get_process_group_ranks(group))
-        pp = role.groups.pp
+        pp, held = role.groups.pp, {}
         for piece in _pieces(bucket.entries, self.piece // group.size()):
             sizes = [(last - first) * entry.row_numel for entry, first, last in piece]
             if holds:
-                rows = [self._shard(bucket, e)[first:last] for e, first, last in piece]
-                flat = torch.cat([part.reshape(-1) for part in rows])
+                # A shard that goes on in the next piece is merged, or dequantised, only once.
+                held = {e: held[e] if e in held else self._shard(bucket, e) for e, _, _ in piece}
+                flat = torch.cat([held[e][first:last].reshape(-1) for e, first, last in piece])
             else:
                 flat = torch.empty(sum(sizes), dtype=self.dtype, device=self.device)
             if relayed:
@@ -137,7 +138,7 @@ def _pieces(entries: tuple[Entry, ...], numel: int) -> Iterator[list[tuple[Entry
     for entry in entries:
         first = 0
         while first < entry.shard_shape[0]:
-            rows = room // entry.row_numel
+            rows = max(room, 0) // entry.row_numel
             if not rows and piece:
                 yield piece
                 piece, room = [], numel

@@ -1,14 +1,14 @@
 """Moves the trainer's weights into the engines, bucket by bucket, and proves that they arrived."""
 
+import shutil
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from math import prod
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 from torch.nn import ModuleList
@@ -33,11 +33,10 @@ from grpo_mcore.rollout.bucket import (
 )
 from grpo_mcore.rollout.engine import Engine, EngineError
 from grpo_mcore.rollout.pool import RolloutPool
-from grpo_mcore.weights.adapters import gather_adapters, write_adapters
+from grpo_mcore.weights.adapters import gather_adapters, plan_adapters, write_adapters
 from grpo_mcore.weights.gather import Gather
 from grpo_mcore.weights.plan import Bucket, Plan, layer_of, make_plan
 
-_MEMORY = "/dev/shm"
 _UNKNOWN = torch.iinfo(torch.int64).min
 Site = str | int
 """A host's name or, on GPUs, a rank."""
@@ -52,8 +51,9 @@ class WeightSync:
 
     There are two buffers at every *site*: a host on CPUs, whose ranks and engines share its memory;
     a rank on GPUs, where each worker of an engine reads its own device. While the engines load one
-    bucket, the next is written into the other buffer. At each site one rank writes a bucket: data
-    parallel replicas take turns, and what a replica does not write it does not gather.
+    bucket, the next is written into the other buffer. At each site one rank writes a bucket: on
+    GPUs every rank its own; on CPUs data parallel replicas of a host take turns, and what a replica
+    does not write it does not gather.
 
     An engine that holds an earlier version of a model with adapters is sent what these change, and
     no more.
@@ -82,6 +82,7 @@ class WeightSync:
         self.whole = range(len(self.buckets))
         """Numbers of the buckets that hold the model; of those with what training changes:"""
         self.changing = self.whole
+        self.adapters = plan_adapters(chunks, shape, role, lora) if lora else None
         named = role.all_gather([n for n in named_weights(chunks, shape, role) if SUFFIX in n])
         adapted = {name.partition(SUFFIX)[0] for names in named for name in names}
         if lora:
@@ -100,6 +101,8 @@ class WeightSync:
         ]
         self.buffers: list[Tensor] = []
         self.delivery: Delivery | None = None
+        self.informed: Engine | None = None
+        """This rank's, once it knows the delivery; one that takes its place does not."""
 
     def push(self, version: int) -> dict[str, int]:
         """Gives the weights of trainer `version` to the engines that do not hold them. Those that
@@ -126,6 +129,8 @@ class WeightSync:
             failures = {engine: text for engine, (_, text) in outcomes.items() if text}
             for engine in outcomes.keys() - failures.keys():
                 self.pool.versions[engine] = version
+                if engine == self.pool.replica and not self.delivery.is_last:
+                    self.informed = self.pool.engine
             if failures:
                 self.pool.restart(failures)
             moved = self._size_of(numbers)
@@ -148,7 +153,6 @@ class WeightSync:
         """
         pool = self.pool
         engine = pool.engine if pool.replica in behind else None
-        knows_delivery = self.delivery and pool.versions[pool.replica] >= 0 if engine else False
         for number in behind:
             pool.versions[number] = -1  # until proven
         pool.wake("weights", replicas=behind)
@@ -157,7 +161,7 @@ class WeightSync:
         link = _Link(engine)
         found = []
         if numbers:
-            link.submit("begin_sync", None if knows_delivery else self.delivery)
+            link.submit("begin_sync", None if engine is self.informed else self.delivery)
             sites = {self.sites[rank] for e in behind for rank in self._ranks_of_workers(e)}
             found.append(self._send_weights(link, sites, numbers))
         if self.lora:
@@ -198,13 +202,19 @@ class WeightSync:
         return difference
 
     def _send_adapters(self, link: "_Link", version: int) -> str | None:
-        tensors = gather_adapters(self.chunks, self.shape, self.role, self.lora)
+        tensors = gather_adapters(self.chunks, self.shape, self.role, self.adapters)
         if not link.works:
             return None
-        with TemporaryDirectory(dir=_MEMORY) as directory:
-            write_adapters(tensors, self.lora, Path(directory), base="")
-            link.submit("load_adapters", directory, version)
-            receipts = link.settle()
+        directory = self.pool.log_dir / f"{self.role.name}-{self.pool.replica}.adapters"
+        shutil.rmtree(directory, ignore_errors=True)  # of a run that was killed
+        try:
+            directory.mkdir(parents=True)
+            write_adapters(tensors, self.lora, directory, base="")
+        except (OSError, SafetensorError) as error:  # the other ranks must not wait for this one
+            link.failure = f"adapters cannot be written: {error}"
+        link.submit("load_adapters", str(directory), version)
+        receipts = link.settle()
+        shutil.rmtree(directory, ignore_errors=True)
         if not link.works:
             return None
         sums = checksums(list(tensors.values())).tolist()
@@ -222,19 +232,18 @@ class WeightSync:
                 torch.empty(self.size, dtype=torch.uint8, device="cuda") for _ in range(BUFFERS)
             ]
             if self.pool.remote:
-                return buffers, Delivery(("tensor", buffers), self.size, self.slots)
+                return buffers, self._delivery("tensor", buffers)
             handles = self.role.all_gather([reduce_tensor(buffer)[1] for buffer in buffers])
             ranks = self._ranks_of_workers(self.pool.replica)
-            source = ("cuda", handles[ranks.start : ranks.stop])
-        else:
-            owner = self.sites.index(self.sites[self.role.rank])
-            owned = [
-                shared_buffer(self.size) for _ in range(BUFFERS if owner == self.role.rank else 0)
-            ]
-            paths = self.role.all_gather([path for _, path in owned])[owner]
-            buffers = [buffer for buffer, _ in owned] or [open_buffer(p, self.size) for p in paths]
-            source = ("memory", paths)
-        return buffers, Delivery(source, self.size, self.slots)
+            return buffers, self._delivery("cuda", handles[ranks.start : ranks.stop])
+        owner = self.sites.index(self.sites[self.role.rank])
+        owned = [shared_buffer(self.size) for _ in range(BUFFERS if owner == self.role.rank else 0)]
+        paths = self.role.all_gather([path for _, path in owned])[owner]
+        buffers = [buffer for buffer, _ in owned] or [open_buffer(p, self.size) for p in paths]
+        return buffers, self._delivery("memory", paths)
+
+    def _delivery(self, kind: str, where: list) -> Delivery:
+        return Delivery((kind, where), self.size, self.slots, is_last=self.pool.spec.is_frozen)
 
 
 def choose_writers(

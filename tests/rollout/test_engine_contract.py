@@ -159,6 +159,21 @@ def test_a_sync_brings_the_trainers_weights(rig, prompts):
     same(rig.pool.generate([request]), [before])
 
 
+def test_an_engine_is_told_once_what_lies_where(rig, prompts, monkeypatch):
+    told, honest = [], sync_module._Link.submit
+
+    def listen(link, method, *arguments):
+        if method == "begin_sync":
+            told.append(arguments)
+        honest(link, method, *arguments)
+
+    monkeypatch.setattr(sync_module._Link, "submit", listen)
+    rig.pool.versions = [-1]  # as after a sleep that has dropped the weights
+    rig.sync.push(3)
+    assert told == [(None,)]
+    assert rig.pool.generate([Request(prompts[0], 4, 0)])
+
+
 def test_a_bucket_that_changes_on_its_way_is_found(rig, prompts, monkeypatch):
     honest = sync_module._Link.submit
 

@@ -68,7 +68,9 @@ def told(monkeypatch) -> list[str]:
     return StandIn.told
 
 
-def pool_of(told: list[str], tmp_path, is_frozen: bool) -> RolloutPool:
+def pool_of(
+    told: list[str], tmp_path, is_frozen: bool, trains_adapters: bool = False
+) -> RolloutPool:
     """One that holds weights, of version 4."""
     role = SimpleNamespace(
         name="student" if is_frozen else "policy",
@@ -76,7 +78,9 @@ def pool_of(told: list[str], tmp_path, is_frozen: bool) -> RolloutPool:
         layout=Layout(),
         all_gather=lambda value: [value],
     )
-    spec = EngineSpec("model", "bfloat16", 64, [], is_frozen=is_frozen)
+    spec = EngineSpec(
+        "model", "bfloat16", 64, [], is_frozen=is_frozen, trains_adapters=trains_adapters
+    )
     pool = RolloutPool(role, spec, 1, RolloutConfig(), tmp_path)
 
     def load() -> None:
@@ -105,8 +109,9 @@ def test_a_trained_policys_weights_go_and_come_before_the_cache(told, tmp_path):
     ]  # fmt: skip
 
 
-def test_a_frozen_students_weights_wait(told, tmp_path):
-    pool = pool_of(told, tmp_path, is_frozen=True)
+@pytest.mark.parametrize("is_frozen, trains_adapters", [(True, False), (False, True)])
+def test_weights_that_hardly_change_wait(told, tmp_path, is_frozen, trains_adapters):
+    pool = pool_of(told, tmp_path, is_frozen, trains_adapters)
     pool.sleep()
     assert pool.versions == [4]
     assert pool.generate(REQUESTS) == [ANSWER]

@@ -2,15 +2,16 @@
 
     torchrun --nproc-per-node N exactness_worker.py MODELS OUTPUT CASES...
 
-A case is FAMILY:LAYOUT:ENGINE_TP or, to train adapters only, FAMILY:LAYOUT:ENGINE_TP:lora; its
-settings of the model come from FAMILY_MODELS. Rank 0 writes what was found to OUTPUT as JSON: case
--> by worker, the tensors that differ and those that were compared; how many each sync sent; and the
-tensors that were exported.
+A case is FAMILY:LAYOUT:ENGINE_TP and, to train adapters only, ":lora" or, to have two engines on as
+many sites, ":sites"; its settings of the model come from FAMILY_MODELS. Rank 0 writes what was
+found to OUTPUT as JSON: case -> by worker, the tensors that differ and those that were compared;
+how many each sync sent; and the tensors that were exported.
 """
 
 import json
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from safetensors import safe_open
@@ -23,6 +24,7 @@ from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import join
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.spec import EngineSpec
+from grpo_mcore.weights import sync as sync_module
 from grpo_mcore.weights.export import export_model
 from grpo_mcore.weights.sync import WeightSync
 from tests.conftest import FAMILY_MODELS
@@ -36,7 +38,7 @@ def main() -> None:
 
 
 def run(
-    models: Path, directory: Path, family: str, layout: str, engine_tp: str, *lora: str
+    models: Path, directory: Path, family: str, layout: str, engine_tp: str, option: str = ""
 ) -> dict | None:
     path, settings = str(models / family), dict(FAMILY_MODELS[family][3])
     tensor, pipeline, data = map(int, layout.split("x"))
@@ -56,12 +58,15 @@ def run(
             int(engine_tp),
             worker_extension="tests.weights.reading_receiver.ReadingReceiver",
         )
-        pool = RolloutPool(role, spec, 1, rollout, directory / "logs")
+        engines = 2 if option == "sites" else 1
+        host = f"host {role.rank * engines // role.layout.size}"
+        pool = RolloutPool(role, spec, engines, rollout, directory / "logs")
         chunks = load_model(shape, model, role, 0)
-        if lora:
+        if option == "lora":
             add_adapters(chunks, shape, role, LoraConfig(), seed=0)
         pool.wait_until_ready()
-        sync = WeightSync(chunks, shape, role, pool, 1)
+        with patch.object(sync_module.socket, "gethostname", lambda: host):
+            sync = WeightSync(chunks, shape, role, pool, 1)
         sent = []
         for version in (1, 2):
             with torch.no_grad():
@@ -70,14 +75,17 @@ def run(
             sent.append(sync.push(version)["tensors"])
         exported = directory / f"{family}-{layout}-{engine_tp}"
         export_model(chunks, shape, role, exported, path)
-        if pool.engine:
-            compared = pool.engine.call("ask_workers", "compare", str(exported))
+        compared = pool.engine and pool.engine.call("ask_workers", "compare", str(exported))
+        workers = [worker for found in role.all_gather(compared) for worker in found or []]
+        if role.rank == 0:
             names = []
             for file in exported.glob("*.safetensors"):
                 with safe_open(file, "pt") as opened:
                     names += opened.keys()
         pool.close()
-    return {"workers": compared, "sent": sent, "exported": sorted(names)} if pool.engine else None
+    if role.rank == 0:
+        return {"workers": workers, "sent": sent, "exported": sorted(names)}
+    return None
 
 
 if __name__ == "__main__":

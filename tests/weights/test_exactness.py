@@ -18,7 +18,8 @@ def assert_exact(tiny_models: Path, directory: Path, processes: int, cases: list
     found = json.loads(output.read_text())
     assert list(found) == cases
     for case, result in found.items():
-        assert len(result["workers"]) == int(case.split(":")[2])
+        engines = 2 if case.endswith(":sites") else 1
+        assert len(result["workers"]) == engines * int(case.split(":")[2])
         for differing, compared in result["workers"]:
             assert not differing, case
             assert set(compared) == set(result["exported"]), case
@@ -48,3 +49,10 @@ def test_every_family_in_an_awkward_layout(tiny_models, tmp_path, engine_tp):
 def test_one_process(tiny_models, tmp_path):
     cases = [f"{name}:1x1x1:1:lora" for name in ("qwen2", "llama_tied", "qwen3_moe_mixed")]
     assert_exact(tiny_models, tmp_path, 1, cases)
+
+
+@pytest.mark.slow
+def test_two_sites(tiny_models, tmp_path):
+    """Each has ranks of one pipeline stage only, so half of what it is sent comes from the other's.
+    Experts are spread over the ranks of a site, or the replicas have all and take turns."""
+    assert_exact(tiny_models, tmp_path, 4, ["mixtral:1x2x2:1:sites", "qwen2:1x2x2:1:sites"])
