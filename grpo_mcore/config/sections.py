@@ -139,7 +139,8 @@ class RolloutConfig:
     """
     max_engine_restarts: int = 3
     """An engine that fails is started again, given the weights, and asked for what it has not
-    finished; after so many times without a completed generation the run saves and stops."""
+    finished; after so many times without a completed generation, be it a `rollout_func`'s, the run
+    saves and stops."""
     mismatch_warn: float | None = 1.1
     """Warn where `sampling/mismatch`, the mean of exp(|log p_trainer - log p_engine|), is above it.
     bfloat16 gives 1.00 to 1.02 and an FP8 engine up to 1.1; a weight that was not synced, or a

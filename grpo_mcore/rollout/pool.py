@@ -162,6 +162,11 @@ class RolloutPool:
             self._collect(self.pending[0])
             self.pending.popleft()
 
+    def generation_completed(self) -> None:
+        """Restarts so far and any to come are not in a row. To be called where a generation does
+        not go through the pool."""
+        self.restarts = [0] * self.engines
+
     def close(self) -> None:
         if self.engine:
             self.engine.close()
@@ -177,7 +182,7 @@ class RolloutPool:
             if at_work and self.role.rank == 0:
                 tqdm.write(str(min(at_work, key=lambda n: n.done / max(1, n.size))))
             self.restart({n.replica: n.failure for n in news if n and n.failure})
-        self.restarts = [0] * self.engines
+        self.generation_completed()
         by_number = {
             number: completion
             for replica, share in shares.items()
