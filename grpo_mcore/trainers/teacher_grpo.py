@@ -342,8 +342,10 @@ def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job:
 
     def refill() -> None:
         state = random_state()  # loading seeds the generators, which the teacher uses meanwhile
-        fill()
-        restore_random_state(state)
+        try:
+            fill()
+        finally:  # what is saved when engines fail goes on from here
+            restore_random_state(state)
 
     fill()
     pool.refill = refill

@@ -114,6 +114,7 @@ class WeightSync:
         """
         moved: dict[str, int] = {}
         while behind := self.pool.behind(version):
+            self.pool.wake("weights", replicas=behind)  # one that fails is replaced and holds none
             # A first sync may meet engines that hold another model.
             anew = not self.delivery or any(self.pool.versions[e] < 0 for e in behind)
             numbers = self.whole if anew else self.changing
@@ -151,7 +152,6 @@ class WeightSync:
         knows_delivery = self.delivery and pool.versions[pool.replica] >= 0 if engine else False
         for number in behind:
             pool.versions[number] = -1  # until proven
-        pool.wake("weights", replicas=behind)
         if not self.delivery:
             self.buffers, self.delivery = self._open_buffers()
         link = _Link(engine)

@@ -14,6 +14,10 @@ from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Completion, Generated, Request
 from grpo_mcore.rollout.spec import EngineSpec
 
+device.prepare()
+
+from grpo_mcore.weights.sync import WeightSync  # noqa: E402
+
 REQUESTS = [Request([5], 4, 0)]
 ANSWER = Completion([7], [-1.0], True)
 
@@ -27,6 +31,7 @@ class StandIn:
     def __init__(self, name, environment, log, deadlines):
         self.told.append("new")
         self.calls = []
+        self.is_closed = False
 
     def submit(self, method, *arguments):
         self.calls.append((method, arguments))
@@ -41,6 +46,7 @@ class StandIn:
         assert asked == method
         if method not in ("start", "generate"):
             self.told.append(" ".join([method, *map(str, arguments)]))
+        assert not self.is_closed
         if method == StandIn.fails:
             StandIn.fails = None
             raise EngineError(f"{method} failed")
@@ -55,6 +61,7 @@ class StandIn:
 
     def close(self):
         self.told.append("closed")
+        self.is_closed = True
 
 
 @pytest.fixture
@@ -119,6 +126,29 @@ def test_an_engine_that_does_not_wake_is_restarted(told, tmp_path):
     assert pool.generate(REQUESTS) == [ANSWER]
     assert told[2:] == ["closed", "new", "load", "generate"]
     assert pool.restarts == [0]
+
+
+class EmptySync(WeightSync):
+    """Of a model without tensors."""
+
+    def __init__(self, pool: RolloutPool):
+        self.role, self.pool, self.lora, self.delivery = pool.role, pool, None, "delivery"
+        self.whole = self.changing = range(1)
+        self.slots, self.sites = [[]], [0]
+
+    def _send_weights(self, link, sites, numbers):
+        link.settle()
+
+
+def test_an_engine_that_does_not_wake_for_a_sync_costs_one_restart(told, tmp_path):
+    pool = pool_of(told, tmp_path, is_frozen=False)
+    pool.sleep()
+    StandIn.fails = "wake_up"
+    EmptySync(pool).push(5)
+    assert pool.versions == [5]
+    assert told == [
+        "sleep 2", "wake_up ['weights']", "closed", "new", "begin_sync delivery"
+    ]  # fmt: skip
 
 
 def test_an_engine_that_does_not_fall_asleep_is_restarted_and_then_does(told, tmp_path):
