@@ -128,7 +128,7 @@ class GRPOSession(Session):
             config.rollout.bucket_megabytes,
             config.peft_config if config.rollout.lora_sync == "adapters" else None,
         )
-        pool.refill = self._refill
+        pool.refill, pool.make_room = self._refill, self.policy.away
         self.tensors_sent = 0
         """By the newest sync."""
         self.synced_version = -1

@@ -372,6 +372,8 @@ class TeacherSession(GRPOSession):
         self.student = local or RemoteStudent(world.roles["teacher"], world.mailbox)
         self.classroom = Classroom(self.student, self.sample_policy, job.tokenizer, config)
         super().__init__(trainer, world, pool, start)
+        if local:
+            local.pool.make_room = self.policy.away
 
     def sampled_model(self) -> ModuleList:
         if self.trainer.use_reference_teacher_model:
