@@ -283,9 +283,8 @@ class RolloutPool:
 
     @property
     def _round_seconds(self) -> float:
-        """The longest wait without a word to the other ranks, who wait for little longer than the
-        deadline."""
-        return min(PROGRESS_SECONDS, self.config.deadline_seconds)
+        """The longest wait without a word to other ranks, which give up after the deadline."""
+        return min(PROGRESS_SECONDS, self.config.deadline_seconds / 2)
 
     def _no_weights(self) -> str:
         return f"{self.role.name}: the engines hold no proven weights"

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -254,11 +255,13 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         if "student" in world.roles:
             pool = start_role_engines(world.roles["student"], self.args, self.job)
             cleanup.callback(pool.close)
+            pool.beat = heart(world, "student")
             student = ready_student(world.roles["student"], pool, self.args, self.job)
         if "teacher" not in world.roles:
             return StudentAttendance(student, world)
         pool = start_role_engines(world.roles["teacher"], self.args, self.job)
         cleanup.callback(pool.close)
+        pool.beat = heart(world, "teacher")
         return TeacherSession(self, world, pool, start, student)
 
     def _open_evals(self, datasets: Any) -> dict[str, list[Question]]:
@@ -327,6 +330,12 @@ def start_role_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> Rollo
             is_frozen=True,
         )
     return start_engines(role, spec, job.engines[role.name], rollout, config.output_dir)
+
+
+def heart(world: World, role: str) -> Callable[[], None]:
+    """What tells the other role, if that has ranks of its own, that this one's engines work."""
+    mailbox = world.mailbox
+    return partial(mailbox.beat, role) if mailbox else lambda: None
 
 
 def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job) -> Student:

@@ -174,6 +174,28 @@ def test_a_policy_makes_room_for_an_engines_restart(told, tmp_path):
     ]  # fmt: skip
 
 
+def test_whoever_waits_hears_that_engines_are_at_work(told, tmp_path, monkeypatch):
+    answers, waits, beats = [], [], []
+
+    def wait(engine: StandIn, seconds: float) -> bool:
+        waits.append(seconds)
+        return answers.pop(0)
+
+    pool = pool_of(told, tmp_path, is_frozen=False)
+    pool.beat = lambda: beats.append(len(waits))
+    pool.config.deadline_seconds = 12
+    monkeypatch.setattr(StandIn, "wait", wait)
+    for phase in ("generate", "start"):
+        answers[:] = [False, False, True]
+        waits.clear(), beats.clear()
+        if phase == "generate":
+            pool.generate(REQUESTS)
+        else:
+            pool.restart({0: "for this test's sake"})
+        assert waits == [6, 6, 6]
+        assert beats == [0, 1, 2]
+
+
 def test_an_engine_that_does_not_fall_asleep_is_restarted_and_then_does(told, tmp_path):
     for is_frozen, loads in ((True, [*LOADED_ANEW, "sleep 1"]), (False, ["sleep 2"])):
         pool = pool_of(told, tmp_path, is_frozen)
