@@ -498,7 +498,7 @@ class TeacherSession(GRPOSession):
     def state(self) -> dict:
         """Also what the student has been asked ahead; with it, a resumed run repeats this one even
         where the student's engines would say something else the second time."""
-        attempts = {}
+        attempts = dict(self.recorded)  # what the run has not come to yet
         for key, pending in self.prefetched.items():
             # A run that stops for want of a student leaves out what that has not answered; the
             # resumed one asks again.
