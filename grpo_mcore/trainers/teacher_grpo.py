@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields, replace
-from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -29,7 +28,7 @@ from grpo_mcore.data.text import extract_solution
 from grpo_mcore.models.build import load_model
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
-from grpo_mcore.parallel.world import World, world_size
+from grpo_mcore.parallel.world import Mailbox, World, world_size
 from grpo_mcore.rewards import AdaptiveTeachingReward, Scores
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
@@ -253,15 +252,13 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         if "teacher" in world.roles:
             start = self._choose_start(world, "teacher")
         if "student" in world.roles:
-            pool = start_role_engines(world.roles["student"], self.args, self.job)
+            pool = start_role_engines(world.roles["student"], self.args, self.job, world.mailbox)
             cleanup.callback(pool.close)
-            pool.beat = heart(world, "student")
             student = ready_student(world.roles["student"], pool, self.args, self.job)
         if "teacher" not in world.roles:
             return StudentAttendance(student, world)
-        pool = start_role_engines(world.roles["teacher"], self.args, self.job)
+        pool = start_role_engines(world.roles["teacher"], self.args, self.job, world.mailbox)
         cleanup.callback(pool.close)
-        pool.beat = heart(world, "teacher")
         return TeacherSession(self, world, pool, start, student)
 
     def _open_evals(self, datasets: Any) -> dict[str, list[Question]]:
@@ -313,8 +310,10 @@ class StudentAttendance(Attendance):
         self.answered = serve(self.student, role, mailbox, self.answered)
 
 
-def start_role_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> RolloutPool:
-    """Starts the engines of the teacher or the student, without waiting for them."""
+def start_role_engines(
+    role: Role, config: TeacherGRPOConfig, job: Job, mailbox: Mailbox | None = None
+) -> RolloutPool:
+    """Starts the engines of the teacher or the student (`start_engines`)."""
     rollout, tokenizer = config.rollout, job.tokenizers[role.name]
     if role.name == "teacher":
         spec = spec_of_trained(
@@ -329,13 +328,8 @@ def start_role_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> Rollo
             rollout.student_tensor_parallel,
             is_frozen=True,
         )
-    return start_engines(role, spec, job.engines[role.name], rollout, config.output_dir)
-
-
-def heart(world: World, role: str) -> Callable[[], None]:
-    """What tells the other role, if that has ranks of its own, that this one's engines work."""
-    mailbox = world.mailbox
-    return partial(mailbox.beat, role) if mailbox else lambda: None
+    engines = job.engines[role.name]
+    return start_engines(role, spec, engines, rollout, config.output_dir, mailbox)
 
 
 def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job) -> Student:

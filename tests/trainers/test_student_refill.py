@@ -25,9 +25,7 @@ def test_a_refill_that_fails_leaves_the_generators_as_they_were(monkeypatch):
     monkeypatch.setattr(teacher_grpo, "release", lambda chunks: None)
     monkeypatch.setattr(teacher_grpo, "WeightSync", lambda *_: SimpleNamespace(push=push))
     pool = SimpleNamespace(wait_until_ready=lambda: None)
-    config = SimpleNamespace(
-        student=None, seed=3, rollout=SimpleNamespace(bucket_megabytes=1)
-    )
+    config = SimpleNamespace(student=None, seed=3, rollout=SimpleNamespace(bucket_megabytes=1))
     job = SimpleNamespace(
         shapes={"student": None}, tokenizers={"student": None}, placement="separate"
     )
