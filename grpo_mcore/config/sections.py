@@ -140,7 +140,8 @@ class RolloutConfig:
     """
     max_engine_restarts: int = 3
     """An engine that fails is started again, given the weights, and asked for what it has not
-    finished; after so many times without a completed generation the run saves and stops."""
+    finished; after so many times without a completed generation, be it a `rollout_func`'s, the run
+    saves and stops."""
     mismatch_warn: float | None = 1.1
     """Warn where `sampling/mismatch`, the mean of exp(|log p_trainer - log p_engine|), is above it.
     1.1 is a chosen bound, well above what rounding in bfloat16 gives; an FP8 engine, of which

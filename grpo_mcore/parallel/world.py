@@ -8,6 +8,7 @@ group where it takes no other (optimizer construction, distributed checkpoints).
 import json
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,35 +21,57 @@ from grpo_mcore.errors import PhaseTimeout
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 
+ROUND_SECONDS = 10.0
+"""The longest wait for a message before its sender's heartbeats are looked at."""
 _joins: Counter[tuple[str, str]] = Counter()
 """How often this process has joined through each rendezvous (address, port)."""
 
 
 class Mailbox:
-    """Named JSON messages between roles, kept by the job's rendezvous store."""
+    """Named JSON messages between roles, kept by the job's rendezvous store, and their heartbeats,
+    which keep those who wait for a message of a role at work from giving it up."""
 
     def __init__(self, store: dist.Store, deadline_seconds: float):
         self.store = dist.PrefixStore("mailbox", store)
-        self.deadline = timedelta(seconds=deadline_seconds)
+        self.deadline = deadline_seconds
 
     def post(self, name: str, message) -> None:
         self.store.set(name, json.dumps(message))
 
-    def take(self, name: str):
-        """Waits for message `name`, removes and returns it.
+    def beat(self, sender: str) -> None:
+        """Says that role `sender` is at work; from any of its ranks."""
+        self.store.add(_beats_of(sender), 1)
+
+    def take(self, name: str, sender: str, role: Role):
+        """Waits, on all ranks of `role` together, for message `name` of role `sender`; removes and
+        returns it.
 
         Raises:
-            PhaseTimeout: when it has not come within the deadline.
+            PhaseTimeout: on every rank, when for the deadline neither it nor a heartbeat has come.
         """
-        try:
-            self.store.wait([name], self.deadline)
-        except dist.DistStoreError as error:
-            raise PhaseTimeout(
-                f"waited {self.deadline.total_seconds():.0f} s for message '{name}' "
-                f"(rollout.deadline_seconds): {error}"
-            ) from error
-        message = json.loads(self.store.get(name))
-        self.store.delete_key(name)
+        beats, since = 0, time.monotonic()
+
+        def look():
+            nonlocal beats, since
+            try:
+                self.store.wait([name], timedelta(seconds=min(ROUND_SECONDS, self.deadline)))
+            except dist.DistStoreError as error:
+                known, beats = beats, self.store.add(_beats_of(sender), 0)
+                if beats != known:
+                    since = time.monotonic()
+                elif time.monotonic() - since >= self.deadline:
+                    raise PhaseTimeout(
+                        f"heard nothing of the {sender} for {self.deadline:.0f} s while waiting "
+                        f"for '{name}' (rollout.deadline_seconds): {error}"
+                    ) from error
+                return None
+            message = json.loads(self.store.get(name))
+            self.store.delete_key(name)
+            return message
+
+        # The other ranks hear of each round, lest they give up rank 0.
+        while (message := role.once(look)) is None:
+            pass
         return message
 
 
@@ -103,6 +126,10 @@ def join(layouts: dict[str, Layout], placement: str, deadline_seconds: float) ->
         yield World({name: Role(name, layout) for name, layout in mine.items()}, mailbox)
     finally:
         dist.destroy_process_group()
+
+
+def _beats_of(role: str) -> str:
+    return f"heartbeats of {role}"
 
 
 def world_size() -> int:

@@ -11,6 +11,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Condition, Thread
 
+from tqdm import tqdm
+
 from grpo_mcore.errors import KnownError
 from grpo_mcore.rollout.requests import Completion, Generated
 
@@ -202,7 +204,11 @@ class Engine(EngineCalls):
     def close(self) -> None:
         """Ends the engine's processes."""
         self.process.terminate()
-        self.process.wait(CLOSE_SECONDS)
+        try:
+            self.process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:  # the other ranks go on, and so does this one
+            tqdm.write(f"warning: engine {self.name}: {self._undead()}")
+            return
         self.reader.join()
         self.connection.close()
 
@@ -215,6 +221,8 @@ class Engine(EngineCalls):
                 break
             with self.news:
                 call = self._under_way()
+                if call is None:  # it was given up for its silence
+                    continue
                 call.heard = time.monotonic()
                 if kind == "progress":
                     finished, call.tokens = content
@@ -235,11 +243,17 @@ class Engine(EngineCalls):
 
     def _died(self, method: str) -> EngineError:
         self.process.terminate()  # where it lives but has stopped listening
-        code = self.process.wait(CLOSE_SECONDS)
+        try:
+            outcome = f"exit code {self.process.wait(CLOSE_SECONDS)}"
+        except subprocess.TimeoutExpired:
+            outcome = self._undead()
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
         return EngineError(
-            f"engine {self.name} died in '{method}' (exit code {code}); {self.log} ends:\n{tail}"
+            f"engine {self.name} died in '{method}' ({outcome}); {self.log} ends:\n{tail}"
         )
+
+    def _undead(self) -> str:
+        return f"process {self.process.pid} does not end within {CLOSE_SECONDS:.0f} s"
 
 
 def _phase(method: str) -> str:

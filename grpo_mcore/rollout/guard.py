@@ -88,7 +88,7 @@ def _children() -> list[int]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
+            fields = stat.read_bytes().rpartition(b")")[2].split()
         except (FileNotFoundError, ProcessLookupError):  # it has just gone
             continue
         if int(fields[1]) == os.getpid():

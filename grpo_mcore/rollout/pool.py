@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,9 @@ class RolloutPool:
             none. The same on all ranks.
         refill: brings engines that lack the current weights to them; collective. To be set by who
             has the weights.
+        make_room: the context in which engines are restarted on a GPU, whose memory they look for;
+            collective. To be set by who has a model there.
+        beat: tells others who wait for these engines that these are at work; of any rank.
     """
 
     def __init__(
@@ -57,6 +61,8 @@ class RolloutPool:
         """Whether the engines have devices of their own."""
         self.versions = [-1] * engines
         self.refill: Callable[[], None] | None = None
+        self.make_room: Callable[[], AbstractContextManager] = nullcontext
+        self.beat: Callable[[], None] = lambda: None
         self.restarts = [0] * engines
         """By replica, since a generation was last completed."""
         self.failure: EngineError | None = None
@@ -89,7 +95,7 @@ class RolloutPool:
 
     def restart(self, failures: dict[int, str]) -> None:
         """Starts the engines of these replicas anew and waits until they accept weights; they hold
-        none.
+        none. On a GPU they then sleep, so that the owner of the weights fits beside them.
 
         Args:
             failures: why, by replica.
@@ -97,16 +103,9 @@ class RolloutPool:
         Raises:
             EngineError: when one has been restarted too often.
         """
-        while failures:
-            if self.engine and self.replica in failures:
-                self.engine.close()
-            for replica, error in failures.items():
-                self.versions[replica], self.asleep[replica] = -1, set()
-                self._count_restart(replica, error)
-            device.empty_cache()  # vLLM sizes its cache by the device memory it finds free
-            if self.engine and self.replica in failures:
-                self.engine, self.ready = self._start(), False
-            failures = self._failures(self._finish_start)
+        if failures:
+            with self.make_room() if self._can_sleep else nullcontext():
+                self._restart(failures)
 
     def submit(self, requests: list[Request]) -> "Ticket":
         """Starts generating; the ticket's `result()` waits for it.
@@ -131,7 +130,7 @@ class RolloutPool:
     def sleep(self) -> None:
         """Frees the engines' device memory until they are needed: weights that will be replaced go,
         others wait in host memory. vLLM has this on GPUs only; on a CPU nothing happens."""
-        if not device.is_cuda() or self.remote:
+        if not self._can_sleep:
             return
         while awake := [r for r, asleep in enumerate(self.asleep) if not asleep]:
             failures = self._failures(lambda: self.engine.call("sleep", self.sleep_level), awake)
@@ -145,10 +144,15 @@ class RolloutPool:
 
     def wake(self, *parts: str, replicas: list[int] | None = None) -> None:
         """Takes back the memory of `parts` that sleep in engines of `replicas` (None: all). An
-        engine that fails to wake is restarted, and then lacks weights."""
+        engine that fails to wake is restarted, and then lacks weights: nothing but the memory for
+        these wakes before they are there."""
         asked = range(self.engines) if replicas is None else replicas
-        sleeping = [replica for replica in asked if self.asleep[replica] & {*parts}]
-        if sleeping:
+
+        def is_due(replica: int) -> bool:
+            has_weights = self.versions[replica] >= 0
+            return bool(self.asleep[replica] & {*parts}) and (has_weights or parts == ("weights",))
+
+        while sleeping := [replica for replica in asked if is_due(replica)]:
             device.empty_cache()
             self.role.all_gather(None)  # an engine's workers use other ranks' devices too
             failures = self._failures(lambda: self._wake_own(parts), sleeping)
@@ -161,6 +165,11 @@ class RolloutPool:
         while ticket.generated is None:
             self._collect(self.pending[0])
             self.pending.popleft()
+
+    def generation_completed(self) -> None:
+        """Restarts so far and any to come are not in a row. To be called where a generation does
+        not go through the pool."""
+        self.restarts = [0] * self.engines
 
     def close(self) -> None:
         if self.engine:
@@ -177,7 +186,7 @@ class RolloutPool:
             if at_work and self.role.rank == 0:
                 tqdm.write(str(min(at_work, key=lambda n: n.done / max(1, n.size))))
             self.restart({n.replica: n.failure for n in news if n and n.failure})
-        self.restarts = [0] * self.engines
+        self.generation_completed()
         by_number = {
             number: completion
             for replica, share in shares.items()
@@ -192,8 +201,7 @@ class RolloutPool:
     def _ask(self) -> None:
         """Asks the engine for what it was not asked for yet, as one is not that has taken a dead
         one's place; it is first given the weights."""
-        if self.version < 0:
-            self._refill()
+        self._refill()
         if self.engine:
             for ticket in self.pending:
                 ticket.ask(self.engine)
@@ -201,7 +209,8 @@ class RolloutPool:
     def _news(self, ticket: "Ticket") -> "News":
         """Of the own engine's share of `ticket`, once it is there or enough time has passed."""
         news = News(self.replica, self._name(self.replica), len(ticket.share))
-        if not self.engine.wait(PROGRESS_SECONDS):
+        self.beat()
+        if not self.engine.wait(self._round_seconds):
             news.done, news.speed = ticket.done, ticket.speed
             return news
         try:
@@ -238,10 +247,44 @@ class RolloutPool:
             reason = error.splitlines()[0]
             tqdm.write(f"warning: restart {number} of {most} of {name}: {reason}")
 
+    def _restart(self, failures: dict[int, str]) -> None:
+        while failures:
+            if self.engine and self.replica in failures:
+                self.engine.close()
+            for replica, error in failures.items():
+                self.versions[replica], self.asleep[replica] = -1, set()
+                self._count_restart(replica, error)
+            device.empty_cache()  # vLLM sizes its cache by the device memory it finds free
+            self.role.all_gather(None)  # an engine's workers use other ranks' devices too
+            if self.engine and self.replica in failures:
+                self.engine, self.ready = self._start(), False
+            restarted = failures.keys()
+            failures = self._failures(self._finish_start)
+            if self._can_sleep:
+                started = [replica for replica in restarted if replica not in failures]
+                failures |= self._failures(lambda: self.engine.call("sleep", WEIGHTS_GO), started)
+                for replica in started:
+                    self.asleep[replica] = set(WAKE_ORDER)
+
     def _refill(self) -> None:
-        if self.failure or self.refill is None:
-            raise self.failure or StaleEngine(self._no_weights())
-        self.refill()
+        """Has engines that lack weights given these, and wakes them."""
+        while self.version < 0:
+            if self.failure or self.refill is None:
+                raise self.failure or StaleEngine(self._no_weights())
+            lacking = [replica for replica, held in enumerate(self.versions) if held < 0]
+            self.beat()
+            self.refill()
+            self.wake(*WAKE_ORDER, replicas=lacking)
+
+    @property
+    def _can_sleep(self) -> bool:
+        """Whether the engines share GPUs with this role's models."""
+        return device.is_cuda() and not self.remote
+
+    @property
+    def _round_seconds(self) -> float:
+        """The longest wait without a word to other ranks, which give up after the deadline."""
+        return min(PROGRESS_SECONDS, self.config.deadline_seconds / 2)
 
     def _no_weights(self) -> str:
         return f"{self.role.name}: the engines hold no proven weights"
@@ -272,6 +315,9 @@ class RolloutPool:
 
     def _finish_start(self) -> None:
         if not self.ready:
+            self.beat()
+            while not self.engine.wait(self._round_seconds):
+                self.beat()
             self.engine.result("start")
             self.ready = True
 

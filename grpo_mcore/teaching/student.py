@@ -14,6 +14,7 @@ from grpo_mcore import device
 from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.data.text import fill
 from grpo_mcore.data.tokenizer import Tokenizer
+from grpo_mcore.errors import PhaseTimeout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import Mailbox
 from grpo_mcore.rollout.engine import EngineError
@@ -147,6 +148,8 @@ class RemoteStudent:
 
     def __init__(self, role: Role, mailbox: Mailbox):
         self.role, self.mailbox, self.asked = role, mailbox, 0
+        self.silence: EngineError | None = None
+        """Why nothing more is expected of the student's ranks."""
 
     def attempts(self, questions: list[str], keys: list[str]) -> Pending:
         return self._ask("attempts", questions=questions, keys=keys)
@@ -166,7 +169,13 @@ class RemoteStudent:
             self.mailbox.post(f"question {number}", [method, arguments])
 
         def finish() -> StudentWork:
-            answer = self.role.once(lambda: self.mailbox.take(f"answer {number}"))
+            if self.silence:
+                raise self.silence
+            try:
+                answer = self.mailbox.take(f"answer {number}", "student", self.role)
+            except PhaseTimeout as error:  # the teacher can still save what it has learned
+                self.silence = EngineError(str(error))
+                raise self.silence from error
             if "failure" in answer:
                 raise EngineError(answer["failure"])
             return StudentWork(**answer)
@@ -185,8 +194,7 @@ def serve(student: Student, role: Role, mailbox: Mailbox, number: int = 0) -> in
         That of the next one.
     """
     while True:
-        question = f"question {number}"
-        method, arguments = role.once(lambda name=question: mailbox.take(name))
+        method, arguments = mailbox.take(f"question {number}", "teacher", role)
         if method == "stop":
             return number + 1
         try:

@@ -1,5 +1,6 @@
 """Starts a role's rollout engines."""
 
+from functools import partial
 from pathlib import Path
 
 from grpo_mcore import device
@@ -8,6 +9,7 @@ from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.models.families import shape_of
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.groups import Role
+from grpo_mcore.parallel.world import Mailbox
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.server import describe, misfit
@@ -18,11 +20,19 @@ TEXTS = ("stop", "bad_words", "structured_outputs")
 
 
 def start_engines(
-    role: Role, spec: EngineSpec, engines: int, rollout: RolloutConfig, output_dir: str
+    role: Role,
+    spec: EngineSpec,
+    engines: int,
+    rollout: RolloutConfig,
+    output_dir: str,
+    mailbox: Mailbox | None = None,
 ) -> RolloutPool:
     """Starts the role's engines. On a CPU they load while this process builds its models; on a GPU
-    it waits, because vLLM sizes its cache by the device memory it finds free."""
+    it waits, because vLLM sizes its cache by the device memory it finds free. Other roles hear of
+    their work through the `mailbox`."""
     pool = RolloutPool(role, spec, engines, rollout, Path(output_dir) / "logs")
+    if mailbox:
+        pool.beat = partial(mailbox.beat, role.name)
     if device.is_cuda():
         pool.wait_until_ready()
     return pool

@@ -128,9 +128,12 @@ class GRPOSession(Session):
             config.rollout.bucket_megabytes,
             config.peft_config if config.rollout.lora_sync == "adapters" else None,
         )
-        pool.refill = self._refill
-        self.tensors_sent = self.sync.push(self.policy.version)["tensors"]
+        pool.refill, pool.make_room = self._refill, self.policy.away
+        self.tensors_sent = 0
         """By the newest sync."""
+        self.synced_version = -1
+        """That the engines were proven to hold when last asked; those that sleep hold none."""
+        self.sync_engines()
         self.loop.say(self.job.describe())
 
     def sampled_model(self) -> ModuleList:
@@ -212,7 +215,7 @@ class GRPOSession(Session):
             rollouts, scores, found = self.sample(generation)
             self.training_span = (time.time(), 0.0)
             self.hand_overs[generation] = HandOver(
-                self.pool.version, self.policy.version, self.tensors_sent
+                self.synced_version, self.policy.version, self.tensors_sent
             )
             self.held[generation] = batch = self.batch_of(rollouts, scores)
             self.num_tokens += int(batch["lengths"].sum())
@@ -358,6 +361,7 @@ class GRPOSession(Session):
             return checked if role.tensor_rank == 0 and role.is_first_stage else None
 
         shares = [part for part in role.each(sample) if part]
+        self.pool.generation_completed()
         parts = [part for _, part in sorted(shares, key=lambda share: share[0])]
         names = parts[0].keys()
         whole = {name: [v for part in parts for v in part[name]] for name in names}
@@ -424,10 +428,11 @@ class GRPOSession(Session):
 
     def sync_engines(self) -> dict[str, float]:
         """Gives the engines the policy's weights, unless they have them."""
-        if not self.pool.behind(self.policy.version):
-            return {}
-        sent = self.sync.push(self.policy.version)
-        self.tensors_sent = sent["tensors"]
+        sent = {}
+        if self.pool.behind(self.policy.version):
+            sent = self.sync.push(self.policy.version)
+            self.tensors_sent = sent["tensors"]
+        self.synced_version = self.pool.version
         return {f"sync/{name}": float(value) for name, value in sent.items()}
 
     def _try_to_sync(self) -> dict[str, float]:

@@ -159,8 +159,11 @@ class Loop:
         self.lacks_evaluation: bool = saved.get("lacks_evaluation", False)
         self.best, notes = role.once(lambda: self._ready_folder(saved.get("best")))
         self.evaluated: dict[str, float] = {}
+        self.measured: dict[str, float] = {}
+        """What is known of the newest step, its evaluation too."""
         is_own = start.checkpoint == folder.checkpoint_at(self.checkpoints, self.done)
-        self.saved = self.done if is_own else None
+        self.saved = (self.done, self.lacks_evaluation) if is_own else None
+        """The step of the run's newest checkpoint, and what that says of its evaluation."""
         self.writer = self._writer_to(self.checkpoints, config)
         epochs = config.num_train_epochs
         if steps_per_epoch:
@@ -213,22 +216,23 @@ class Loop:
         def act(metrics: dict[str, float], is_last: bool) -> None:
             if runner.should("log"):
                 runner.log(self._take_means())
-            measured = metrics
             if evaluates and (runner.should("evaluate") or is_last):
                 self.lacks_evaluation = True
                 self.evaluated = self.evaluate(evaluate)
                 self.lacks_evaluation = False
-                measured = metrics | self.evaluated
+                self.measured = metrics | self.evaluated
             self.metric_names |= metrics.keys() | self.evaluated.keys()
             self._check_metric(bool(self.evaluated))
             ending = runner.should("training_stop")
             if saves and (runner.should("save") or is_last or ending):
-                self.save(measured, state(), tensors())
+                self.save(state(), tensors())
 
         if evaluates and (self.done == 0 or self.lacks_evaluation):
             with self._saving_where_engines_fail(state, tensors):
                 self.evaluated = self.evaluate(evaluate)
-            self.lacks_evaluation = False
+            self.lacks_evaluation, self.measured = False, self.evaluated
+            if saves and self.saved:  # the checkpoint is said to lack this, and may be the best
+                self.save(state(), tensors())
         runner.train_begin()
         in_epoch = False
         while self.done < config.max_steps:
@@ -241,6 +245,7 @@ class Loop:
             self.writer.poll()
             self._tell_of_saves()
             self.done += 1
+            self.measured = metrics
             epoch = self.epoch(self.done)
             for name, value in metrics.items():
                 self.since_log.setdefault(name, []).append(value)
@@ -286,7 +291,7 @@ class Loop:
             elif self.config.save_strategy == "no":
                 outcome = f"step {self.done} was not saved (save_strategy=no)"
             else:
-                self.save({}, state(), tensors())
+                self.save(state(), tensors())
                 self.writer.finish()
                 self._tell_of_saves()
                 outcome = f"step {self.done} is saved; resume={AUTO} goes on from it"
@@ -312,12 +317,13 @@ class Loop:
         if self.progress:
             self.progress.record(self.runner.state.global_step, record)
 
-    def save(self, measured: dict[str, float], trainer: dict, tensors: dict[str, Tensor]) -> None:
-        """Saves a checkpoint of the run, unless this step has one."""
-        if self.done == self.saved:
+    def save(self, trainer: dict, tensors: dict[str, Tensor]) -> None:
+        """Saves a checkpoint of the run, unless this step has one that says the same of its
+        evaluation."""
+        if self.saved == (self.done, self.lacks_evaluation):
             return
-        self.saved = self.done
-        name = self.config.metric_for_best_model
+        self.saved = self.done, self.lacks_evaluation
+        name, measured = self.config.metric_for_best_model, self.measured
         if name in measured and self._is_best(measured[name]):
             self.best = {
                 "step": self.done,

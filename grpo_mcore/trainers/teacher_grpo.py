@@ -28,7 +28,7 @@ from grpo_mcore.data.text import extract_solution
 from grpo_mcore.models.build import load_model
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
-from grpo_mcore.parallel.world import World, world_size
+from grpo_mcore.parallel.world import Mailbox, World, world_size
 from grpo_mcore.rewards import AdaptiveTeachingReward, Scores
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
@@ -252,12 +252,12 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         if "teacher" in world.roles:
             start = self._choose_start(world, "teacher")
         if "student" in world.roles:
-            pool = start_role_engines(world.roles["student"], self.args, self.job)
+            pool = start_role_engines(world.roles["student"], self.args, self.job, world.mailbox)
             cleanup.callback(pool.close)
             student = ready_student(world.roles["student"], pool, self.args, self.job)
         if "teacher" not in world.roles:
             return StudentAttendance(student, world)
-        pool = start_role_engines(world.roles["teacher"], self.args, self.job)
+        pool = start_role_engines(world.roles["teacher"], self.args, self.job, world.mailbox)
         cleanup.callback(pool.close)
         return TeacherSession(self, world, pool, start, student)
 
@@ -310,8 +310,10 @@ class StudentAttendance(Attendance):
         self.answered = serve(self.student, role, mailbox, self.answered)
 
 
-def start_role_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> RolloutPool:
-    """Starts the engines of the teacher or the student, without waiting for them."""
+def start_role_engines(
+    role: Role, config: TeacherGRPOConfig, job: Job, mailbox: Mailbox | None = None
+) -> RolloutPool:
+    """Starts the engines of the teacher or the student (`start_engines`)."""
     rollout, tokenizer = config.rollout, job.tokenizers[role.name]
     if role.name == "teacher":
         spec = spec_of_trained(
@@ -326,7 +328,8 @@ def start_role_engines(role: Role, config: TeacherGRPOConfig, job: Job) -> Rollo
             rollout.student_tensor_parallel,
             is_frozen=True,
         )
-    return start_engines(role, spec, job.engines[role.name], rollout, config.output_dir)
+    engines = job.engines[role.name]
+    return start_engines(role, spec, engines, rollout, config.output_dir, mailbox)
 
 
 def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job) -> Student:
@@ -342,8 +345,10 @@ def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job:
 
     def refill() -> None:
         state = random_state()  # loading seeds the generators, which the teacher uses meanwhile
-        fill()
-        restore_random_state(state)
+        try:
+            fill()
+        finally:  # what is saved when engines fail goes on from here
+            restore_random_state(state)
 
     fill()
     pool.refill = refill
@@ -370,6 +375,8 @@ class TeacherSession(GRPOSession):
         self.student = local or RemoteStudent(world.roles["teacher"], world.mailbox)
         self.classroom = Classroom(self.student, self.sample_policy, job.tokenizer, config)
         super().__init__(trainer, world, pool, start)
+        if local:
+            local.pool.make_room = self.policy.away
 
     def sampled_model(self) -> ModuleList:
         if self.trainer.use_reference_teacher_model:
@@ -490,7 +497,7 @@ class TeacherSession(GRPOSession):
     def state(self) -> dict:
         """Also what the student has been asked ahead; with it, a resumed run repeats this one even
         where the student's engines would say something else the second time."""
-        attempts = {}
+        attempts = dict(self.recorded)  # what the run has not come to yet
         for key, pending in self.prefetched.items():
             # A run that stops for want of a student leaves out what that has not answered; the
             # resumed one asks again.

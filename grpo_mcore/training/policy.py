@@ -1,6 +1,7 @@
 """The trained model: Megatron's DDP, optimizer and schedule around this rank's shard."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 
 import torch
@@ -54,7 +55,7 @@ class Policy:
         """
         self.role, self.shape, self.config, self.lora = role, shape, config, lora
         self.split = Split(role, model, config)
-        self.version = 0
+        self.version, self.holds_fp8 = 0, model.fp8_param
         self.chunks = load_model(shape, model, role, config.seed)
         if lora:
             add_adapters(self.chunks, shape, role, lora, config.seed)
@@ -135,6 +136,18 @@ class Policy:
             self.bring_back = None
             for ddp in self.ddp:
                 ddp.restore_grad_buffers()
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Off the device, if it was not yet. Parameters held in FP8 cannot leave."""
+        leaves = self.bring_back is None and not self.holds_fp8
+        if leaves:
+            self.leave_device()
+        try:
+            yield
+        finally:
+            if leaves:
+                self.return_to_device()
 
     def _states(self) -> Iterator[Tensor]:
         """The optimizer's tensors."""

@@ -117,6 +117,7 @@ class WeightSync:
         """
         moved: dict[str, int] = {}
         while behind := self.pool.behind(version):
+            self.pool.wake("weights", replicas=behind)  # one that fails is replaced and holds none
             # A first sync may meet engines that hold another model.
             anew = not self.delivery or any(self.pool.versions[e] < 0 for e in behind)
             numbers = self.whole if anew else self.changing
@@ -155,7 +156,6 @@ class WeightSync:
         engine = pool.engine if pool.replica in behind else None
         for number in behind:
             pool.versions[number] = -1  # until proven
-        pool.wake("weights", replicas=behind)
         if not self.delivery:
             self.buffers, self.delivery = self._open_buffers()
         link = _Link(engine)

@@ -1,6 +1,8 @@
 """What engines on GPUs are told of sleeping and waking, and when. The engines are stand-ins that
 note what they are told: sleep mode needs a GPU."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -15,8 +17,14 @@ from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Completion, Generated, Request
 from grpo_mcore.rollout.spec import EngineSpec
 
+device.prepare()
+
+from grpo_mcore.weights.sync import WeightSync  # noqa: E402
+
 REQUESTS = [Request([5], 4, 0)]
 ANSWER = Completion([7], [-1.0], True)
+LOADED_ANEW = ["sleep 2", "wake_up ['weights']", "load", "wake_up ['kv_cache', 'scheduling']"]
+"""What a restarted engine is told before it generates."""
 
 
 class StandIn:
@@ -28,10 +36,11 @@ class StandIn:
     def __init__(self, name, environment, log, deadlines):
         self.told.append("new")
         self.calls = []
+        self.is_closed = False
 
     def submit(self, method, *arguments):
         self.calls.append((method, arguments))
-        finished = {0: ANSWER} if method == "generate" else {}
+        finished = dict.fromkeys(range(len(arguments[0])), ANSWER) if method == "generate" else {}
         return SimpleNamespace(finished=finished, begun=1.0, tokens=1)
 
     def wait(self, seconds):
@@ -42,6 +51,7 @@ class StandIn:
         assert asked == method
         if method not in ("start", "generate"):
             self.told.append(" ".join([method, *map(str, arguments)]))
+        assert not self.is_closed
         if method == StandIn.fails:
             StandIn.fails = None
             raise EngineError(f"{method} failed")
@@ -56,6 +66,7 @@ class StandIn:
 
     def close(self):
         self.told.append("closed")
+        self.is_closed = True
 
 
 @pytest.fixture
@@ -123,17 +134,81 @@ def test_an_engine_that_does_not_wake_is_restarted(told, tmp_path):
     pool.sleep()
     StandIn.fails = "wake_up"
     assert pool.generate(REQUESTS) == [ANSWER]
-    assert told[2:] == ["closed", "new", "load", "generate"]
+    assert told[2:] == ["closed", "new", *LOADED_ANEW, "generate"]
     assert pool.restarts == [0]
 
 
+class EmptySync(WeightSync):
+    """Of a model without tensors."""
+
+    def __init__(self, pool: RolloutPool):
+        self.role, self.pool, self.lora, self.delivery = pool.role, pool, None, "delivery"
+        self.whole = self.changing = range(1)
+        self.slots, self.sites = [[]], [0]
+
+    def _send_weights(self, link, sites, numbers):
+        link.settle()
+
+
+def test_an_engine_that_does_not_wake_for_a_sync_costs_one_restart(told, tmp_path):
+    pool = pool_of(told, tmp_path, is_frozen=False)
+    pool.sleep()
+    StandIn.fails = "wake_up"
+    EmptySync(pool).push(5)
+    assert pool.versions == [5]
+    assert told == [
+        "sleep 2", "wake_up ['weights']", "closed", "new", "sleep 2", "wake_up ['weights']",
+        "begin_sync delivery",
+    ]  # fmt: skip
+
+
+def test_a_policy_makes_room_for_an_engines_restart(told, tmp_path):
+    """It comes back beside an engine that sleeps."""
+
+    @contextmanager
+    def room() -> Iterator[None]:
+        told.append("policy leaves")
+        yield
+        told.append("policy returns")
+
+    pool = pool_of(told, tmp_path, is_frozen=False)
+    pool.make_room = room
+    StandIn.fails = "generate"
+    assert pool.generate(REQUESTS) == [ANSWER]
+    assert told == [
+        "policy leaves", "closed", "new", "sleep 2", "policy returns", *LOADED_ANEW[1:], "generate",
+    ]  # fmt: skip
+
+
+def test_whoever_waits_hears_that_engines_are_at_work(told, tmp_path, monkeypatch):
+    answers, waits, beats = [], [], []
+
+    def wait(engine: StandIn, seconds: float) -> bool:
+        waits.append(seconds)
+        return answers.pop(0)
+
+    pool = pool_of(told, tmp_path, is_frozen=False)
+    pool.beat = lambda: beats.append(len(waits))
+    pool.config.deadline_seconds = 12
+    monkeypatch.setattr(StandIn, "wait", wait)
+    for phase in ("generate", "start"):
+        answers[:] = [False, False, True]
+        waits.clear(), beats.clear()
+        if phase == "generate":
+            pool.generate(REQUESTS)
+        else:
+            pool.restart({0: "for this test's sake"})
+        assert waits == [6, 6, 6]
+        assert beats == [0, 1, 2]
+
+
 def test_an_engine_that_does_not_fall_asleep_is_restarted_and_then_does(told, tmp_path):
-    for is_frozen, loads in ((True, ["load"]), (False, [])):
+    for is_frozen, loads in ((True, [*LOADED_ANEW, "sleep 1"]), (False, ["sleep 2"])):
         pool = pool_of(told, tmp_path, is_frozen)
         StandIn.fails = "sleep"
         pool.sleep()
         level = f"sleep {1 if is_frozen else 2}"
-        assert told == [level, "closed", "new", *loads, level]
+        assert told == [level, "closed", "new", *loads]
         assert pool.versions == [4 if is_frozen else -1]
 
 

@@ -14,6 +14,7 @@ from grpo_mcore.config import ConfigError
 from grpo_mcore.errors import MismatchError
 from grpo_mcore.objectives.advantages import group_advantages
 from grpo_mcore.rewards import RewardError
+from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.trainers.grpo_update import GRPOUpdate
 from tests.end_to_end.conftest import records
 from tests.objectives.trl_oracle import QUIET, loss_of, make_trainer
@@ -197,6 +198,14 @@ def test_a_step_of_two_whole_generations_measures_both(train):
 
 
 @pytest.mark.seed(51)
+def test_a_users_function_completes_a_generation(train, engine):
+    """Restarts before it and after it are not in a row."""
+    train()  # so that there is an engine
+    engine.pool.restarts = [2]
+    train(rollout_func=rollout, name="own")
+    assert engine.pool.restarts == [0]
+
+
 def test_samples_of_a_users_function(train, seen):
     asked = []
 
@@ -384,6 +393,16 @@ def test_verdicts_name_the_versions_that_sampled(train, capsys):
     checkpoint = Path(whole.args.output_dir) / "checkpoints" / "iter_0000003"
     train(name="resumed", resume=str(checkpoint), **settings)
     assert verdicts(capsys) == said[3:]
+
+
+def test_verdicts_are_of_engines_that_sleep_by_then(train, capsys, monkeypatch):
+    def sleep(pool) -> None:
+        pool.versions = [-1]
+
+    monkeypatch.setattr(RolloutPool, "sleep", sleep)
+    train(max_steps=2)
+    versions = [line.partition("engine ")[2] for line in verdicts(capsys)]
+    assert versions == ["0 = trainer 0", "1 = trainer 1"]
 
 
 def test_disagreement_is_told_once_and_recorded(train, capsys):

@@ -19,6 +19,7 @@ from grpo_mcore.models.families import read_shape
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import join
+from grpo_mcore.rollout.engine import EngineError
 from tests.checkpoint.resume_worker import batch, loss
 
 device.prepare()
@@ -60,8 +61,10 @@ def run(
     state=dict,
     callbacks=(),
     measured: str = "accuracy",
+    evaluations: list[float | EngineError] | None = None,
 ) -> Loop:
-    """Steps that measure `rewards`, and evaluations `accuracies` (step -> value)."""
+    """Steps that measure `rewards`, and evaluations `accuracies` (step -> value), or `evaluations`
+    one after the other."""
     start = choose_start(config, policy.role)
     loop = Loop(config, policy.role, policy, start, {}, CallbackRunner(callbacks, None, config))
     steps = []
@@ -74,10 +77,17 @@ def run(
         return {"reward": rewards[step], "loss": losses["loss"], "num_tokens": tokens}
 
     def evaluate() -> dict[str, float]:
-        return {measured: accuracies[steps[-1] + 1 if steps else 0]}
+        if evaluations is None:
+            return {measured: accuracies[steps[-1] + 1 if steps else 0]}
+        outcome = evaluations.pop(0)
+        if isinstance(outcome, EngineError):
+            raise outcome
+        return {measured: outcome}
 
-    loop.run(train_step, evaluate if accuracies else None, state)
-    loop.close()
+    try:
+        loop.run(train_step, evaluate if accuracies or evaluations is not None else None, state)
+    finally:
+        loop.close()
     return loop
 
 
@@ -315,6 +325,43 @@ def test_the_best_by_a_loss_is_the_least(config, policy):
     config.eval_steps, config.metric_for_best_model = 1, "eval_loss"
     losses = {0: 9.0, 1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0}
     run(config, policy, accuracies=losses, measured="loss")
+    assert recorded(config, "best") == "2"
+
+
+def lacks_evaluation(config: TeacherGRPOConfig, step: int) -> bool:
+    state = checkpoints(config) / f"iter_{step:07d}" / "state.json"
+    return json.loads(state.read_text())["lacks_evaluation"]
+
+
+def test_an_evaluation_that_failed_is_made_up_for_once_and_may_be_the_best(config, policy):
+    """That of the last step."""
+    config.eval_steps, config.max_steps, config.save_steps = 1, 2, 2
+    config.metric_for_best_model = "eval_accuracy"
+    with pytest.raises(EngineError, match="step 2 is saved"):
+        run(config, policy, evaluations=[0.1, 0.2, EngineError("no engine")])
+    assert lacks_evaluation(config, 2)
+    config.resume = "auto"
+    with pytest.raises(EngineError, match="step 2 is saved"):
+        run(config, policy, evaluations=[EngineError("no engine yet")])
+    assert lacks_evaluation(config, 2)
+    left = [0.3, 0.4]
+    assert run(config, policy, evaluations=left).best["value"] == 0.3
+    assert not lacks_evaluation(config, 2)
+    assert recorded(config, "best") == "2"
+    run(config, policy, evaluations=left)
+    assert left == [0.4]
+    assert run(config, policy, evaluations=left).best["value"] == 0.3
+
+
+def test_a_step_that_was_saved_before_its_evaluation_failed(config, policy):
+    """At the end of the epoch; its rewards are the best all the same."""
+    config.eval_strategy, config.max_steps, config.metric_for_best_model = "epoch", 2, "reward"
+    with pytest.raises(EngineError, match="step 2 is saved"):
+        run(config, policy, evaluations=[0.1, 0.2, EngineError("no engine")])
+    assert lacks_evaluation(config, 2)
+    config.resume = "auto"
+    run(config, policy, evaluations=[0.3])
+    assert not lacks_evaluation(config, 2)
     assert recorded(config, "best") == "2"
 
 

@@ -39,6 +39,29 @@ def test_views_stay_views():
     assert whole[3] == 4
 
 
+def test_away_is_not_left_twice_nor_with_fp8(role, tiny_models):
+    model = ModelConfig(str(tiny_models / "llama_tied"))
+    shape = read_shape("teacher.path", model.path)
+    policy = Policy(role, shape, model, TeacherGRPOConfig(teacher=model))
+
+    def is_there() -> bool:
+        return all(p.untyped_storage().nbytes() for p in policy.chunks.parameters())
+
+    with pytest.raises(RuntimeError), policy.away():
+        assert not is_there()
+        raise RuntimeError
+    assert is_there()
+    policy.leave_device()
+    with policy.away():
+        assert not is_there()
+    assert not is_there()
+    policy.return_to_device()
+    assert is_there()
+    policy.holds_fp8 = True
+    with policy.away():
+        assert is_there()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("distributed", [False, True])
 def test_training_goes_on_exactly(role, tiny_models, dtype, distributed):

@@ -1,0 +1,37 @@
+"""The frozen student's weights, given again to an engine that was restarted."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+
+from grpo_mcore.rollout.engine import EngineError
+from grpo_mcore.trainers import teacher_grpo
+
+
+def test_a_refill_that_fails_leaves_the_generators_as_they_were(monkeypatch):
+    pushes = []
+
+    def push(version: int) -> None:
+        pushes.append(version)
+        if len(pushes) > 1:
+            raise EngineError("no engine")
+
+    def load(shape, model, role, seed: int) -> list:
+        random.seed(seed)
+        return []
+
+    monkeypatch.setattr(teacher_grpo, "load_model", load)
+    monkeypatch.setattr(teacher_grpo, "release", lambda chunks: None)
+    monkeypatch.setattr(teacher_grpo, "WeightSync", lambda *_: SimpleNamespace(push=push))
+    pool = SimpleNamespace(wait_until_ready=lambda: None)
+    config = SimpleNamespace(student=None, seed=3, rollout=SimpleNamespace(bucket_megabytes=1))
+    job = SimpleNamespace(
+        shapes={"student": None}, tokenizers={"student": None}, placement="separate"
+    )
+    teacher_grpo.ready_student(None, pool, config, job)
+    random.seed(7)
+    before = random.getstate()
+    with pytest.raises(EngineError):
+        pool.refill()
+    assert random.getstate() == before
