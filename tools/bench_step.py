@@ -3,8 +3,9 @@
     python tools/bench_step.py [--steps 12] [--output outputs/bench_step.json] [OVERRIDES ...]
 
 Runs the demo's job (its models are made first, where missing) with examples/run_teacher_grpo.sh,
-and any overrides, such as layout=auto or per_device_train_batch_size=16. The first two steps are
-warm-up and left out.
+and any overrides, such as layout=auto or per_device_train_batch_size=16, or the `teacher.path` and
+`student.path` of larger models (tools/random_model.py). The first two steps are warm-up and left
+out.
 """
 
 import argparse

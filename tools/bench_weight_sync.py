@@ -36,12 +36,6 @@ from grpo_mcore.rollout.bucket import Delivery, view
 from grpo_mcore.rollout.receiver import WeightReceiver
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = {
-    "30M": {"hidden_size": 384, "num_hidden_layers": 4, "intermediate_size": 1024},
-    "120M": {"hidden_size": 640, "num_hidden_layers": 14, "intermediate_size": 2560},
-    "500M": {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 5120},
-}
-HEAD_DIM, GROUPS, VOCAB = 64, 2, 32000
 COLUMNS = {
     "model": "model",
     "layout": "layout",
@@ -83,7 +77,7 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=["30M", "120M", "500M"])
     parser.add_argument("--layouts", nargs="+", default=["1x1x1", "2x1x1", "2x2x1"])
     parser.add_argument("--engine-tp", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--bucket-megabytes", type=int, default=64)
@@ -94,7 +88,8 @@ def main() -> None:
     print("".join(f"{title:>10s}" for title in COLUMNS.values()), flush=True)
     for model in arguments.models:
         with tempfile.TemporaryDirectory() as directory:
-            write_model(Path(directory), MODELS[model])
+            writer = [sys.executable, ROOT / "tools/random_model.py", model, directory]
+            subprocess.run(writer, check=True)
             for layout in arguments.layouts:
                 for engine_tp in arguments.engine_tp:
                     job = {
@@ -111,30 +106,6 @@ def main() -> None:
     result = {"cpus": os.cpu_count(), "rows": [asdict(row) for row in rows]}
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     print(f"written: {arguments.output}")
-
-
-def write_model(directory: Path, sizes: dict[str, int]) -> None:
-    import transformers
-    from safetensors.torch import save_file
-
-    config = transformers.Qwen2Config(
-        **sizes,
-        num_attention_heads=sizes["hidden_size"] // HEAD_DIM,
-        num_key_value_heads=GROUPS,
-        vocab_size=VOCAB,
-        tie_word_embeddings=False,
-        dtype=torch.bfloat16,
-    )
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    generator = torch.Generator().manual_seed(0)
-    values = {
-        name: torch.empty(p.shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
-        for name, p in model.named_parameters()
-    }
-    save_file(values, directory / "model.safetensors", metadata={"format": "pt"})
-    config.architectures = ["Qwen2ForCausalLM"]
-    config.save_pretrained(directory)
 
 
 def launch(job: dict) -> Row:

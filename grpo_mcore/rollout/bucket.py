@@ -46,8 +46,7 @@ class Delivery:
 
     Attributes:
         source: ("memory", paths of the buffers), or ("cuda", their IPC handles by worker); for
-            servers ("tensor", the buffers themselves), which reach their workers as ("http", URLs)
-            or ("nccl", one None for each), broadcast by the trainer.
+            servers ("tensor", the buffers themselves), which reach their workers as ("http", URLs).
         size: bytes of a buffer.
         buckets: what lies where in each bucket.
         is_last: there will be one sync only, so the buffers are let go after it.

@@ -41,21 +41,6 @@ class WeightReceiver:
             "device": self.device.type,
         }
 
-    def join_trainer(self, address: str, port: int) -> None:
-        """Joins the NCCL group over which buckets of kind "nccl" come; the trainer is rank 0."""
-        from vllm.distributed.weight_transfer.nccl_common import (
-            NCCLWeightTransferInitInfo,
-            worker_init_process_group,
-        )
-
-        info = NCCLWeightTransferInitInfo(
-            master_address=address,
-            master_port=port,
-            rank_offset=1,
-            world_size=self.parallel_config.world_size + 1,
-        )
-        self.trainer_group = worker_init_process_group(info, self.parallel_config)
-
     def begin_sync(self, delivery: Delivery | None) -> None:
         """Readies the live model for new weights; vLLM repacks some layers at load, so they are
         rebuilt layer by layer.
@@ -130,14 +115,14 @@ class WeightReceiver:
     def _fetch(self, place: int) -> None:
         """Fills buffer `place`, where it is not one of the trainer's own."""
         (kind, where), buffer = self.delivery.source, self.buffers[place]
-        if kind == "http" and buffer.is_cpu:
+        if kind != "http":
+            return
+        if buffer.is_cpu:
             fetch_buffer(where[place], buffer)
-        elif kind == "http":
+        else:
             fetched = torch.empty(len(buffer), dtype=torch.uint8)
             fetch_buffer(where[place], fetched)
             buffer.copy_(fetched)
-        elif kind == "nccl":
-            self.trainer_group.broadcast(buffer, src=0, stream=torch.cuda.current_stream())
 
     def check_adapters(self, directory: str, number: int) -> Receipt:
         """What this worker has of adapters `number`, which it read from `directory`."""
@@ -151,7 +136,7 @@ class WeightReceiver:
         kind, where = delivery.source
         if kind == "memory":
             return [open_buffer(path, delivery.size) for path in where]
-        if kind in ("http", "nccl"):
+        if kind == "http":
             return [
                 torch.empty(delivery.size, dtype=torch.uint8, device=self.device) for _ in where
             ]
