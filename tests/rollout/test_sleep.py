@@ -12,6 +12,7 @@ from grpo_mcore import device
 from grpo_mcore.config import RolloutConfig
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.rollout import pool as pool_module
+from grpo_mcore.rollout.bucket import Delivery
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Completion, Generated, Request
@@ -142,7 +143,8 @@ class EmptySync(WeightSync):
     """Of a model without tensors."""
 
     def __init__(self, pool: RolloutPool):
-        self.role, self.pool, self.lora, self.delivery = pool.role, pool, None, "delivery"
+        self.role, self.pool, self.lora, self.informed = pool.role, pool, None, None
+        self.delivery = Delivery(("memory", []), 0, [])
         self.whole = self.changing = range(1)
         self.slots, self.sites = [[]], [0]
 
@@ -158,7 +160,7 @@ def test_an_engine_that_does_not_wake_for_a_sync_costs_one_restart(told, tmp_pat
     assert pool.versions == [5]
     assert told == [
         "sleep 2", "wake_up ['weights']", "closed", "new", "sleep 2", "wake_up ['weights']",
-        "begin_sync delivery",
+        f"begin_sync {Delivery(('memory', []), 0, [])}",
     ]  # fmt: skip
 
 
