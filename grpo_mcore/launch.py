@@ -65,7 +65,8 @@ def launch(script: str, arguments: list[str]) -> None:
     from torch.distributed.run import main as torchrun
 
     from grpo_mcore.trainers.loop import choose_start
-    from grpo_mcore.trainers.preflight import check_job, check_settings
+    from grpo_mcore.trainers.preflight import check_job
+    from grpo_mcore.trainers.settings import check_settings
 
     with one_line_errors():
         nodes = _number("NNODES", 1)
@@ -90,7 +91,7 @@ def run(script: str, arguments: list[str]) -> None:
     """One rank of the job."""
     with one_line_errors():
         from grpo_mcore.trainers import TeacherGRPOTrainer
-        from grpo_mcore.trainers.preflight import check_settings
+        from grpo_mcore.trainers.settings import check_settings
 
         config = configure(Path(script), arguments)
         check_settings(config)

@@ -104,4 +104,7 @@ class EngineSpec:
         return environment | {
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores
             "TORCHDYNAMO_DISABLE": "1",  # compiling one small sampling function takes 10 s
+            # Repacking of layers at every sync leaves holes in the heap; these go back to the
+            # system.
+            "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
         }

@@ -16,7 +16,8 @@ from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.trainers.batches import steps_per_epoch, with_steps
 from grpo_mcore.trainers.engines import check_servers, says_in_text
 from grpo_mcore.trainers.layouts import count_engines
-from grpo_mcore.trainers.preflight import check_group, open_model
+from grpo_mcore.trainers.preflight import open_model
+from grpo_mcore.trainers.settings import check_group
 
 PROMPT_COLUMNS = ("prompt", "question", "problem")
 """Columns that can be the prompt, the first there is."""

@@ -25,7 +25,8 @@ from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.spec import PROBE, RECEIVER, EngineSpec
 from grpo_mcore.trainers.engines import start_engines
 from grpo_mcore.trainers.layouts import count_engines, never, why_not, with_experts
-from grpo_mcore.trainers.preflight import check_model, check_weights, load_tokenizer
+from grpo_mcore.trainers.preflight import check_weights, load_tokenizer
+from grpo_mcore.trainers.settings import check_model
 from grpo_mcore.training.split import Split
 from grpo_mcore.weights.sync import WeightSync
 

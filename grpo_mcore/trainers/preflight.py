@@ -3,59 +3,28 @@
 Every rank checks the same and comes to the same result, so no rank waits for one that stopped.
 """
 
-import json
-import re
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Any, TypeVar
 
-from grpo_mcore import device
-from grpo_mcore.config import (
-    ConfigError,
-    GroupConfig,
-    ModelConfig,
-    RolloutConfig,
-    TeacherGRPOConfig,
-    TrainingConfig,
-)
-from grpo_mcore.config.objective import check_choice, check_objective
+from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig, TrainingConfig
 from grpo_mcore.data.questions import Question, load_questions
-from grpo_mcore.data.text import fields_of
 from grpo_mcore.data.tokenizer import Tokenizer, saved_tokenizer
 from grpo_mcore.errors import FilesError
 from grpo_mcore.models.expected import check_tensors
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.hf_files import HFReader
-from grpo_mcore.models.layers import DTYPES, RECOMPUTE
 from grpo_mcore.models.lora import check_lora
 from grpo_mcore.models.shape import ModelShape
-from grpo_mcore.models.transformer_engine import (
-    LAYERS,
-    RECIPES,
-    check_fp8_sizes,
-    check_layers,
-    read_facts,
-)
-from grpo_mcore.objectives.correction import refuse_truncated_sampling
+from grpo_mcore.models.transformer_engine import check_fp8_sizes, read_facts
 from grpo_mcore.parallel.grid import Layout
-from grpo_mcore.rollout.spec import LORA_RANKS, QUANTIZATIONS
 from grpo_mcore.trainers.batches import steps_per_epoch, with_batches, with_steps
 from grpo_mcore.trainers.engines import check_servers, says_in_text
-from grpo_mcore.trainers.handover import check_mismatch_limits
 from grpo_mcore.trainers.layouts import choose_layout, choose_layouts, count_engines
 from grpo_mcore.trainers.lengths import Lengths, fit_lengths
-from grpo_mcore.trainers.loop import trained_model
+from grpo_mcore.trainers.settings import check_model, check_settings, check_training
 from grpo_mcore.training.optimizer import check_optimizer
-from grpo_mcore.training.optimizer_names import check_optim, decay_style
 
 Config = TypeVar("Config", bound=TrainingConfig)
-
-STRUCTURES = ("json", "regex", "choice", "grammar")
-STRUCTURE_OPTIONS = (
-    "disable_any_whitespace",
-    "disable_additional_properties",
-    "whitespace_pattern",
-)
 
 
 @dataclass(frozen=True)
@@ -232,22 +201,6 @@ def check_adapters(config: TrainingConfig, model: ModelConfig, shape: ModelShape
             raise ConfigError(f"peft_config: adapters cannot be trained beside {key}")
 
 
-def check_settings(config: TeacherGRPOConfig) -> None:
-    """The checks that need no file, and so can precede even the making of models.
-
-    Raises:
-        ConfigError: for the first setting found that cannot work.
-    """
-    check_training(config)
-    _check_numbers(config)
-    _check_templates(config)
-    for role in ("teacher", "student"):
-        check_model(role, getattr(config, role))
-    check_optimizer(config, "teacher", config.teacher, read_facts())
-    if config.student.fp8:
-        raise ConfigError(f"student.fp8={config.student.fp8}: the student is not trained")
-
-
 def load_tokenizer(key: str, path: str, tokenizer: Any = None) -> Tokenizer:
     """`tokenizer`, or if that is None the one in directory `path`, the value of setting `key`."""
     if tokenizer is not None:
@@ -258,62 +211,6 @@ def load_tokenizer(key: str, path: str, tokenizer: Any = None) -> Tokenizer:
         raise ConfigError(f"{key}={path}: no tokenizer that loads: {error}") from error
 
 
-def check_training(config: TrainingConfig) -> None:
-    """Checks the settings every trainer has."""
-    style = decay_style(config.lr_scheduler_type)
-    check_optim(config.optim)
-    for key in ("logging_strategy", "eval_strategy"):
-        check_choice(key, getattr(config, key), ("steps", "epoch", "no"))
-    check_choice("save_strategy", config.save_strategy, ("steps", "epoch", "best", "no"))
-    _at_least("per_device_train_batch_size", config.per_device_train_batch_size, 1)
-    if config.max_steps != -1:
-        _at_least("max_steps", config.max_steps, 1)
-    elif config.num_train_epochs <= 0:
-        raise ConfigError(f"num_train_epochs={config.num_train_epochs}: must be above 0")
-    for key in (
-        "max_tokens_per_micro_batch", "gradient_accumulation_steps", "save_total_limit",
-        "batch_size", "num_prompts_per_step", "steps_per_generation", "generation_batch_size",
-    ):  # fmt: skip
-        if getattr(config, key, None) is not None:
-            _at_least(key, getattr(config, key), 1)
-    for key in ("warmup_steps", "stable_steps", "weight_decay", "eval_steps", "save_steps"):
-        _at_least(key, getattr(config, key), 0)
-    _at_least("logging_steps", config.logging_steps, 1)
-    if config.save_strategy == "best" and config.metric_for_best_model is None:
-        raise ConfigError("save_strategy=best: needs metric_for_best_model")
-    if config.push_to_hub and not config.hub_model_id:
-        raise ConfigError("push_to_hub=True: needs hub_model_id")
-    _at_least("learning_rate", config.learning_rate, 0)
-    if config.learning_rate == 0:
-        raise ConfigError(f"learning_rate={config.learning_rate}: must be above 0")
-    if not 0 <= config.min_learning_rate <= config.learning_rate:
-        raise ConfigError(
-            f"min_learning_rate={config.min_learning_rate}: must be between 0 and "
-            f"learning_rate={config.learning_rate}"
-        )
-    if style == "constant":
-        for key in ("stable_steps", "min_learning_rate"):
-            if getattr(config, key):
-                raise ConfigError(
-                    f"{key}={getattr(config, key)}: has no meaning with "
-                    "lr_scheduler_type=constant; choose linear or cosine"
-                )
-
-
-def check_model(key: str, model: ModelConfig) -> None:
-    """Checks one model's settings, but for its path."""
-    check_choice(f"{key}.dtype", model.dtype, DTYPES)
-    check_choice(f"{key}.layers", model.layers, LAYERS)
-    if model.fp8 is not None:
-        check_choice(f"{key}.fp8", model.fp8, RECIPES)
-    check_choice(f"{key}.recompute", model.recompute, RECOMPUTE)
-    for name in ("bf16_layers_at_start", "bf16_layers_at_end"):
-        _at_least(f"{key}.{name}", getattr(model, name), 0)
-    for name in ("expert_parallel", "virtual_pipeline"):
-        _at_least(f"{key}.{name}", getattr(model, name), 1)
-    check_layers(key, model, read_facts())
-
-
 def check_weights(key: str, path: str, shape: ModelShape) -> None:
     """Checks, by their headers, that the safetensors in directory `path`, the value of setting
     `key`, are whole and hold a model of `shape`."""
@@ -321,188 +218,3 @@ def check_weights(key: str, path: str, shape: ModelShape) -> None:
         check_tensors(HFReader(path), shape)
     except FilesError as error:  # which begins with the path
         raise ConfigError(f"{key}={error}") from error
-
-
-def check_group(config: GroupConfig) -> None:
-    """Checks the settings of trainers that compare samples of a group."""
-    check_objective(config)
-    refuse_truncated_sampling(config, config.top_p, config.top_k, config.min_p)
-    _at_least("num_generations", config.num_generations, 2)
-    for key in (
-        "max_completion_length", "num_iterations", "dynamic_sampling_max_gen_batches",
-        "ref_model_sync_steps",
-    ):  # fmt: skip
-        _at_least(key, getattr(config, key), 1)
-    for key in ("top_k", "log_completions"):
-        _at_least(key, getattr(config, key), 0)
-    if not 0 < config.top_p <= 1:
-        raise ConfigError(f"top_p={config.top_p}: must be above 0 and at most 1")
-    if config.min_p is not None and not 0 <= config.min_p <= 1:
-        raise ConfigError(f"min_p={config.min_p}: must be between 0 and 1")
-    if config.repetition_penalty <= 0:
-        raise ConfigError(f"repetition_penalty={config.repetition_penalty}: must be above 0")
-    if config.repetition_penalty != 1 and config.vllm_importance_sampling_correction:
-        raise ConfigError(
-            f"repetition_penalty={config.repetition_penalty}: the engine's log-probabilities have "
-            "it, the trainer's do not; set it 1, or vllm_importance_sampling_correction=False"
-        )
-    if config.temperature <= 0:
-        raise ConfigError(
-            f"temperature={config.temperature}: must be above 0, as GRPO compares samples"
-        )
-    if config.reward_timeout is not None and config.reward_timeout <= 0:
-        raise ConfigError(f"reward_timeout={config.reward_timeout}: must be above 0")
-    if config.sync_ref_model:
-        _check_moving_reference(config)
-    _check_texts(config)
-    _check_rollout(config.rollout)
-    check_mismatch_limits(config)
-    if config.rollout.offload_policy and not device.is_cuda():
-        raise ConfigError("rollout.offload_policy=True: there is no GPU to move the policy off")
-    if config.rollout.offload_policy and trained_model(config).fp8_param:
-        raise ConfigError("rollout.offload_policy=True: cannot move parameters held in FP8")
-    if config.rollout.lora_sync == "adapters":
-        _check_adapter_sync(config)
-
-
-def _check_adapter_sync(config: GroupConfig) -> None:
-    """Checks that engines can be sent adapters alone."""
-    if config.peft_config is None:
-        raise ConfigError("rollout.lora_sync=adapters: there are no adapters; give peft_config")
-    if config.rollout.engine == "server":
-        raise ConfigError(
-            "rollout.lora_sync=adapters: a server is sent whole tensors; choose merged"
-        )
-    if config.peft_config.r > LORA_RANKS[-1]:
-        raise ConfigError(
-            f"peft_config.r={config.peft_config.r}: vLLM takes at most {LORA_RANKS[-1]}; "
-            "rollout.lora_sync=merged takes any"
-        )
-
-
-def _check_texts(config: GroupConfig) -> None:
-    """Checks the settings that say in text what is sampled."""
-    for key in ("stop", "bad_words"):
-        texts = getattr(config, key)
-        if texts is None:
-            continue
-        if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
-            raise ConfigError(f"{key}={texts!r}: must be a list of texts, none of them empty")
-        if key == "bad_words" and not all(text.strip() for text in texts):
-            raise ConfigError(f"{key}={texts!r}: vLLM leaves out what is nothing but spaces")
-    wanted = config.structured_outputs
-    if wanted is not None:
-        _check_structure(wanted)
-    for key in ("bad_words", "structured_outputs"):
-        if getattr(config, key) and config.vllm_importance_sampling_correction:
-            raise ConfigError(
-                f"{key}={getattr(config, key)}: the engine's log-probabilities are then those of "
-                "the tokens left in, the trainer's of all, and vllm_importance_sampling_correction "
-                "would scale the loss by the mass left in; set it False, or leave "
-                f"{key} out"
-            )
-
-
-def _check_structure(wanted: Any) -> None:
-    where = f"structured_outputs={wanted}"
-    if not isinstance(wanted, dict):
-        raise ConfigError(f"{where}: must be a dictionary, such as {{regex: '[0-9]+'}}")
-    if len(wanted.keys() & {*STRUCTURES}) != 1 or wanted.keys() - {*STRUCTURES, *STRUCTURE_OPTIONS}:
-        raise ConfigError(
-            f"{where}: give one of {', '.join(STRUCTURES)}, and beside it "
-            f"{' or '.join(STRUCTURE_OPTIONS)} only"
-        )
-    try:
-        if isinstance(wanted.get("json"), str):
-            json.loads(wanted["json"])
-        if "regex" in wanted:
-            re.compile(wanted["regex"])
-    except (ValueError, re.error) as error:
-        raise ConfigError(f"{where}: {error}") from error
-    choice = wanted.get("choice", ["a"])
-    if isinstance(choice, str) or not choice or not all(isinstance(c, str) and c for c in choice):
-        raise ConfigError(f"{where}: choice must be a list of texts, none of them empty")
-
-
-def _check_moving_reference(config: GroupConfig) -> None:
-    if not config.beta:
-        raise ConfigError("sync_ref_model=True: needs beta above 0, there is no reference model")
-    if config.peft_config:
-        raise ConfigError(
-            "sync_ref_model=True: with peft_config the reference is the model without adapters, "
-            "which does not move"
-        )
-    if not 0 <= config.ref_model_mixup_alpha <= 1:
-        raise ConfigError(
-            f"ref_model_mixup_alpha={config.ref_model_mixup_alpha}: must be between 0 and 1"
-        )
-    if trained_model(config).fp8_param:
-        raise ConfigError("sync_ref_model=True: cannot mix parameters held in FP8")
-
-
-def _check_rollout(rollout: RolloutConfig) -> None:
-    check_choice("rollout.engine", rollout.engine, ("local", "server"))
-    if rollout.server_transport == "nccl":
-        raise ConfigError(
-            "rollout.server_transport=nccl: not built yet, as a broadcast that one side leaves "
-            "would hang the server's workers; choose http"
-        )
-    check_choice("rollout.server_transport", rollout.server_transport, ("http",))
-    check_choice("rollout.lora_sync", rollout.lora_sync, ("merged", "adapters"))
-    for key in ("bucket_megabytes", "max_num_seqs"):
-        _at_least(f"rollout.{key}", getattr(rollout, key), 1)
-    _at_least("rollout.max_engine_restarts", rollout.max_engine_restarts, 0)
-    for key in ("deadline_seconds", "kv_cache_gib", "gpu_memory_utilization"):
-        if getattr(rollout, key) <= 0:
-            raise ConfigError(f"rollout.{key}={getattr(rollout, key)}: must be above 0")
-    for key in ("start_seconds", "generate_seconds", "sync_seconds"):
-        value, most = getattr(rollout, key), rollout.deadline_seconds
-        if value is not None and not 0 < value <= most:
-            raise ConfigError(
-                f"rollout.{key}={value}: must be above 0 and at most "
-                f"rollout.deadline_seconds={most}, for which other ranks wait"
-            )
-    if rollout.quantization is not None:
-        check_choice("rollout.quantization", rollout.quantization, (*QUANTIZATIONS,))
-        if not device.is_cuda():
-            raise ConfigError(
-                f"rollout.quantization={rollout.quantization}: vLLM computes in FP8 on GPUs only, "
-                "none is here; leave it null"
-            )
-
-
-def _check_numbers(config: TeacherGRPOConfig) -> None:
-    check_group(config)
-    check_choice("data.overlong", config.data.overlong, ("error", "drop"))
-    check_choice("layout.placement", config.layout.placement, ("auto", "separate", "colocated"))
-    for key in ("baseline_samples", "max_probe_tokens"):
-        _at_least(key, getattr(config, key), 1)
-    if config.max_answer_tokens is not None:
-        _at_least("max_answer_tokens", config.max_answer_tokens, 1)
-    for key in ("student_temperature", "data.eval_size"):
-        _at_least(key, attrgetter(key)(config), 0)
-    if config.baseline_samples > 1 and config.student_temperature == 0:
-        raise ConfigError(
-            f"baseline_samples={config.baseline_samples}: greedy answers are all the same; "
-            "use 1, or student_temperature above 0"
-        )
-
-
-def _check_templates(config: TeacherGRPOConfig) -> None:
-    needed = {
-        "baseline": {"question"},
-        "diagnostic": {"question"},
-        "adaptive": {"question", "approach"},
-        "with_teaching": {"question", "teaching"},
-    }
-    for name, fields in needed.items():
-        missing = fields - fields_of(getattr(config.templates, name))
-        if missing:
-            raise ConfigError(f"templates.{name}: lacks {{{sorted(missing)[0]}}}")
-
-
-def _at_least(key: str, value, least) -> None:
-    if not isinstance(value, int | float):
-        raise ConfigError(f"{key}={value!r}: must be a number")
-    if value < least:
-        raise ConfigError(f"{key}={value}: must be at least {least}")

@@ -43,7 +43,8 @@ from grpo_mcore.trainers.engines import spec_of_trained, start_engines
 from grpo_mcore.trainers.grpo import GRPOTrainer
 from grpo_mcore.trainers.grpo_session import GRPOSession
 from grpo_mcore.trainers.loop import Start
-from grpo_mcore.trainers.preflight import Job, check_job, check_settings, read_questions
+from grpo_mcore.trainers.preflight import Job, check_job, read_questions
+from grpo_mcore.trainers.settings import check_settings
 from grpo_mcore.training.policy import release
 from grpo_mcore.weights.sync import WeightSync
 
