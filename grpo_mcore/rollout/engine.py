@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -56,7 +57,7 @@ class Call:
         """("ok", what the method returned) or ("error", the engine's traceback)."""
 
 
-class EngineCalls:
+class EngineCalls(ABC):
     """An engine's calls. They may be made ahead with `submit` and are answered in order by
     `result`.
 
@@ -116,7 +117,7 @@ class EngineCalls:
         with self.news:
             self.calls.popleft()
         if call.answer is None:
-            raise self._died(method) if self.is_dead else self._silent(method)
+            raise self._unanswered(method)
         kind, content = call.answer
         if kind == "error":
             raise EngineError(f"engine {self.name} failed in '{method}' ({self.where}):\n{content}")
@@ -125,9 +126,13 @@ class EngineCalls:
             return Generated(completions, call.begun, call.ended)
         return content
 
+    @abstractmethod
+    def close(self) -> None:
+        """Ends it, as far as it is ours."""
+
+    @abstractmethod
     def _send(self, call: Call) -> None:
         """Brings a call under way."""
-        raise NotImplementedError
 
     def _answered(self, call: Call, answer: tuple) -> None:
         """Takes in the answer of the call under way; `news` is held."""
@@ -135,10 +140,6 @@ class EngineCalls:
         following = self._under_way()
         if following:
             self._send(following)
-
-    def _died(self, method: str) -> EngineError:
-        """Why nothing will be heard of the engine any more."""
-        raise NotImplementedError
 
     def _under_way(self) -> Call | None:
         return next((call for call in self.calls if call.answer is None), None)
@@ -152,7 +153,8 @@ class EngineCalls:
             or silence >= self.deadlines[_phase(call.method)]
         )
 
-    def _silent(self, method: str) -> EngineError:
+    def _unanswered(self, method: str) -> EngineError:
+        """Why there is no answer."""
         phase = _phase(method)
         return EngineError(
             f"engine {self.name}: nothing heard of '{method}' for {self.deadlines[phase]:.0f} s "
@@ -241,7 +243,9 @@ class Engine(EngineCalls):
         except OSError:  # it died, or reads no more
             self.is_dead = True
 
-    def _died(self, method: str) -> EngineError:
+    def _unanswered(self, method: str) -> EngineError:
+        if not self.is_dead:
+            return super()._unanswered(method)
         self.process.terminate()  # where it lives but has stopped listening
         try:
             outcome = f"exit code {self.process.wait(CLOSE_SECONDS)}"

@@ -166,9 +166,9 @@ class BaseTrainer(ABC):
     def _open_session(self, world: World, cleanup: ExitStack) -> Session | Attendance:
         """Loads models and starts engines."""
 
+    @abstractmethod
     def _open_evals(self, datasets: Any) -> dict:
         """Evaluation data from what `evaluate` was given."""
-        raise NotImplementedError
 
     # TRL's and transformers' face.
 
