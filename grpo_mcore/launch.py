@@ -9,12 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 
 from grpo_mcore import device
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.config.compose import compose_config
+from grpo_mcore.config.functions import load_function
 from grpo_mcore.errors import KnownError, MismatchError
 from grpo_mcore.parallel.world import is_rank_zero, world_size
 from grpo_mcore.rewards import RewardError
@@ -50,13 +50,7 @@ def prepare(config: TeacherGRPOConfig, script: Path) -> None:
     if config.prepare is None:
         return
     root = script.resolve().parent.parent
-    sys.path.insert(0, str(root))
-    module, _, function = config.prepare.partition(":")
-    try:
-        prepare_models = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"prepare={config.prepare}: {error}") from error
-    prepare_models(config)
+    load_function(f"prepare={config.prepare}", config.prepare, root)(config)
 
 
 def launch(script: str, arguments: list[str]) -> None:

@@ -352,6 +352,9 @@ class TeacherGRPOConfig(TrainingConfig, GroupConfig, TeachingConfig):
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     num_prompts_per_step: int | None = 16
+    rewards: list[str] = field(default_factory=lambda: ["adaptive"])
+    """Where the trainer is given no `reward_funcs`: "adaptive" (AdaptiveTeachingReward) or
+    "package.module:function", weighed by `reward_weights`."""
 
     # As in ATLAS, which corrects neither.
     use_bias_correction_kl: bool = False

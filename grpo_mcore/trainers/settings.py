@@ -27,6 +27,7 @@ from grpo_mcore.objectives.correction import refuse_truncated_sampling
 from grpo_mcore.rollout.spec import LORA_RANKS, QUANTIZATIONS
 from grpo_mcore.trainers.handover import check_mismatch_limits
 from grpo_mcore.trainers.loop import trained_model
+from grpo_mcore.trainers.named_rewards import rewards_of
 from grpo_mcore.training.optimizer import check_optimizer
 from grpo_mcore.training.optimizer_names import check_optim, decay_style
 
@@ -52,6 +53,7 @@ def check_settings(config: TeacherGRPOConfig) -> None:
     check_optimizer(config, "teacher", config.teacher, read_facts())
     if config.student.fp8:
         raise ConfigError(f"student.fp8={config.student.fp8}: the student is not trained")
+    rewards_of(config)
 
 
 def check_training(config: TrainingConfig) -> None:

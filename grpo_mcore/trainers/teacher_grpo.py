@@ -29,7 +29,7 @@ from grpo_mcore.models.build import load_model
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import Mailbox, World, world_size
-from grpo_mcore.rewards import AdaptiveTeachingReward, Scores
+from grpo_mcore.rewards import Scores
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.samples import Rollouts, Sample
@@ -43,6 +43,7 @@ from grpo_mcore.trainers.engines import spec_of_trained, start_engines
 from grpo_mcore.trainers.grpo import GRPOTrainer
 from grpo_mcore.trainers.grpo_session import GRPOSession
 from grpo_mcore.trainers.loop import Start
+from grpo_mcore.trainers.named_rewards import rewards_of
 from grpo_mcore.trainers.preflight import Job, check_job, read_questions
 from grpo_mcore.trainers.settings import check_settings
 from grpo_mcore.training.policy import release
@@ -156,8 +157,8 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
                 what is not given here, or a GRPOConfig. Rewards may ask for the dataset's columns
                 and for `questions`, `ground_truths`, the student's extracted `baseline_solutions`
                 (a list each) and `solutions`, its whole `baseline_answers` and `answers`,
-                `student_approaches`, `teachings`, `teaching_tokens`; default:
-                AdaptiveTeachingReward. Datasets have a column `question` or `prompt`, and one of
+                `student_approaches`, `teachings`, `teaching_tokens`; default: `args.rewards`.
+                Datasets have a column `question` or `prompt`, and one of
                 the right answer: `answer`, `ground_truth` or `ground_truths`.
             student_model: a path, a hub id or a transformers model; None: the reference model.
             use_reference_teacher_model: the reference model teaches, and the one that is trained
@@ -234,14 +235,7 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         stop = self.args.rollout.mismatch_stop
         if self.use_reference_teacher_model and stop is not None:
             raise ConfigError(f"rollout.mismatch_stop={stop}: leave it out with {USES_REFERENCE}")
-        if not self.reward_sources:
-            args = self.args
-            self.reward_sources = [
-                AdaptiveTeachingReward(
-                    degradation_penalty_multiplier=args.degradation_penalty_multiplier,
-                    efficiency_weight=args.efficiency_weight,
-                )
-            ]
+        self.reward_sources = self.reward_sources or rewards_of(self.args)
         columns = {*self.job.train[0].columns, *LESSON_COLUMNS}
         self.rewards = self._specs(self.reward_sources, columns)
 
