@@ -7,9 +7,9 @@ from grpo_mcore.rewards.call import (
     RewardCall,
     RewardError,
     Scores,
-    reward_metrics,
     score,
 )
+from grpo_mcore.rewards.metrics import group_metrics, reward_metrics
 from grpo_mcore.rewards.model import RewardModel
 from grpo_mcore.rewards.shape import (
     format_reward,
@@ -32,6 +32,7 @@ __all__ = [
     "format_reward",
     "get_length_penalty",
     "get_soft_overlong_punishment",
+    "group_metrics",
     "reward",
     "reward_metrics",
     "score",

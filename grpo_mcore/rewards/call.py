@@ -143,23 +143,6 @@ def score(specs: Sequence[RewardSpec], call: RewardCall, timeout: float | None =
     return Scores(torch.tensor(rewards, dtype=torch.float32).T, dict(metrics), dict(extra))
 
 
-def reward_metrics(specs: Sequence[RewardSpec], rewards: Tensor) -> dict[str, float]:
-    """`rewards/<name>/mean` and `rewards/<name>/std` (n - 1 in the denominator) of the samples a
-    function has scored; a number that too few samples define is left out.
-
-    Args:
-        rewards: [samples, functions] of the whole step.
-    """
-    metrics = {}
-    for spec, column in zip(specs, rewards.double().T, strict=True):
-        scored = column[~column.isnan()]
-        if len(scored) > 0:
-            metrics[f"rewards/{spec.name}/mean"] = scored.mean().item()
-        if len(scored) > 1:
-            metrics[f"rewards/{spec.name}/std"] = scored.std().item()
-    return metrics
-
-
 def _given(style: str, call: RewardCall, common: dict) -> list[dict]:
     """The arguments of each call of a function of this style, by name: of one call, or of one for
     each sample."""

@@ -1,5 +1,6 @@
 """What was sampled, as it is trained on and rewarded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,3 +74,18 @@ class Rollouts:
             self.lessons + other.lessons,
             self.metrics | other.metrics,
         )
+
+
+def length_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """Tokens that the model wrote in completions, and in those that ended by themselves."""
+    lengths = [len(s.tokens) if s.mask is None else sum(s.mask) for s in samples]
+    ended = [n for n, sample in zip(lengths, samples, strict=True) if sample.finished] or [0]
+    return {
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/mean_terminated_length": sum(ended) / len(ended),
+        "completions/min_terminated_length": float(min(ended)),
+        "completions/max_terminated_length": float(max(ended)),
+        "completions/clipped_ratio": sum(not s.finished for s in samples) / len(samples),
+    }

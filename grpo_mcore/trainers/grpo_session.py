@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, replace
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,8 +29,8 @@ from grpo_mcore.parallel.world import World
 from grpo_mcore.report.phases import Phases
 from grpo_mcore.rewards import (
     RewardCall,
-    RewardError,
     Scores,
+    group_metrics,
     reward_metrics,
     score,
 )
@@ -38,12 +38,13 @@ from grpo_mcore.rewards.specs import GROUND_TRUTHS
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Completion, Request, request_seed
-from grpo_mcore.rollout.samples import Rollouts, Sample
+from grpo_mcore.rollout.samples import Rollouts, Sample, length_metrics
 from grpo_mcore.trainers.base import Session, of_dataset
 from grpo_mcore.trainers.batches import generation_cycle, prompts_per_generation
 from grpo_mcore.trainers.grpo_update import OF_LAST_STAGE, GRPOUpdate
 from grpo_mcore.trainers.handover import HandOver, MismatchLimits, verdict, why_incomparable
 from grpo_mcore.trainers.loop import Loop, Start, trained_model
+from grpo_mcore.trainers.users_rollout import sample_by_function
 from grpo_mcore.training.batch import Batch, align, pad_batch
 from grpo_mcore.training.policy import BaseReference, Policy, Reference
 from grpo_mcore.weights.sync import WeightSync
@@ -70,8 +71,6 @@ TRL_LOG_PROBS = {
     "sampling_per_token_logps": "rollout",
 }
 """TRL's name of log-probabilities -> theirs in a batch."""
-ROLLOUT_FIELDS = ("prompt_ids", "completion_ids", "logprobs")
-"""What a `rollout_func` has to return."""
 
 
 class GRPOSession(Session):
@@ -277,22 +276,27 @@ class GRPOSession(Session):
             return self.roll_out_prompts(prompts, key, self.config.num_generations)
 
     def roll_out_prompts(self, prompts: list[Prompt], key: str, copies: int) -> Rollouts:
-        repeated = [prompt for prompt in prompts for _ in range(copies)]
-        if self.trainer.rollout_func:
-            return self._of_users_function(prompts, copies)
-        requests = [
-            self._request(prompt.tokens, request_seed(self.config.seed, key, i))
-            for i, prompt in enumerate(repeated)
-        ]
-        if self.job.tools or self.job.environment:
-            return self._of_conversations(repeated, requests)
-        completions = self.sample_policy(requests)
-        samples = [Sample.of(r.prompt, c) for r, c in zip(requests, completions, strict=True)]
+        repeated, found = [prompt for prompt in prompts for _ in range(copies)], {}
+        if function := self.trainer.rollout_func:
+            ends = self.tokenizer.stop_token_ids()
+            samples, found = sample_by_function(
+                function, self.trainer, self.role, prompts, copies, ends
+            )
+            self.pool.generation_completed()
+        else:
+            requests = [
+                self._request(prompt.tokens, request_seed(self.config.seed, key, i))
+                for i, prompt in enumerate(repeated)
+            ]
+            if self.job.tools or self.job.environment:
+                return self._of_conversations(repeated, requests)
+            completions = self.sample_policy(requests)
+            samples = [Sample.of(r.prompt, c) for r, c in zip(requests, completions, strict=True)]
         return Rollouts(
             samples,
             [prompt.text for prompt in repeated],
             [self._text(p.text, s.tokens) for p, s in zip(repeated, samples, strict=True)],
-            _columns(repeated),
+            _columns(repeated) | found,
         )
 
     def _request(self, prompt: list[int], seed: int) -> Request:
@@ -347,39 +351,6 @@ class GRPOSession(Session):
             metrics=conversation_metrics(conversations),
         )
 
-    def _of_users_function(self, prompts: list[Prompt], copies: int) -> Rollouts:
-        """Each data parallel rank's share of the prompts goes through the function."""
-        role = self.role
-        bounds = [len(prompts) * rank // role.layout.data for rank in range(role.layout.data + 1)]
-        first, end = bounds[role.data_rank], bounds[role.data_rank + 1]
-        share = [prompt for prompt in prompts[first:end] for _ in range(copies)]
-
-        def sample() -> tuple[int, dict[str, list]] | None:
-            given = self.trainer.rollout_func([prompt.text for prompt in share], self.trainer)
-            checked = role.data_rank, check_rollout(given, len(share))
-            # Ranks that share a copy of the model were given the same; one of them speaks.
-            return checked if role.tensor_rank == 0 and role.is_first_stage else None
-
-        shares = [part for part in role.each(sample) if part]
-        self.pool.generation_completed()
-        parts = [part for _, part in sorted(shares, key=lambda share: share[0])]
-        names = parts[0].keys()
-        whole = {name: [v for part in parts for v in part[name]] for name in names}
-        repeated = [prompt for prompt in prompts for _ in range(copies)]
-        masks = whole.pop("env_mask", [None] * len(repeated))
-        triples = (whole.pop(name) for name in ROLLOUT_FIELDS)
-        ends = {*self.tokenizer.stop_token_ids()}
-        samples = [
-            Sample(prompt, tokens, log_probs, tokens[-1] in ends, mask)
-            for prompt, tokens, log_probs, mask in zip(*triples, masks, strict=True)
-        ]
-        return Rollouts(
-            samples,
-            [prompt.text for prompt in repeated],
-            [self._text(p.text, s.tokens) for p, s in zip(repeated, samples, strict=True)],
-            _columns(repeated) | whole,
-        )
-
     def score(self, rollouts: Rollouts) -> Scores:
         """Each sample's rewards, computed once and shared by all ranks."""
         call = RewardCall(
@@ -398,8 +369,8 @@ class GRPOSession(Session):
         """Metrics of scored samples, `copies` of each prompt, under TRL's names."""
         rewards = sum_rewards(scores.rewards, self.config.reward_weights)
         return (
-            describe_rewards(rewards, copies)
-            | describe_lengths(rollouts.samples)
+            group_metrics(rewards, copies)
+            | length_metrics(rollouts.samples)
             | reward_metrics(self.trainer.rewards, scores.rewards)
             | {name: sum(values) / len(values) for name, values in scores.metrics.items()}
             | rollouts.metrics
@@ -640,65 +611,6 @@ class GRPOSession(Session):
             raise ConfigError(
                 f"inputs: {completions} completions do not divide by {ranks} data parallel ranks"
             )
-
-
-def describe_rewards(rewards: Tensor, num_generations: int) -> dict[str, float]:
-    """
-    Args:
-        rewards: [samples], a group's side by side; NaN where there is none.
-    """
-    scored = rewards[~rewards.isnan()]
-    flat = groups_without_spread(rewards, num_generations).float().mean().item()
-    found = {"frac_reward_zero_std": flat}
-    if len(scored) > 0:
-        found["reward"] = scored.mean().item()
-    if len(scored) > 1:
-        found["reward_std"] = scored.std().item()
-    return found
-
-
-def describe_lengths(samples: Sequence[Sample]) -> dict[str, float]:
-    """Tokens that the model wrote in completions, and in those that ended by themselves."""
-    lengths = [len(s.tokens) if s.mask is None else sum(s.mask) for s in samples]
-    ended = [n for n, sample in zip(lengths, samples, strict=True) if sample.finished] or [0]
-    return {
-        "completions/mean_length": sum(lengths) / len(lengths),
-        "completions/min_length": float(min(lengths)),
-        "completions/max_length": float(max(lengths)),
-        "completions/mean_terminated_length": sum(ended) / len(ended),
-        "completions/min_terminated_length": float(min(ended)),
-        "completions/max_terminated_length": float(max(ended)),
-        "completions/clipped_ratio": sum(not s.finished for s in samples) / len(samples),
-    }
-
-
-def check_rollout(given: Any, count: int) -> dict[str, list]:
-    """What a `rollout_func` returned for `count` prompts.
-
-    Raises:
-        RewardError: when it is not what it has to be.
-    """
-    if not isinstance(given, Mapping) or any(name not in given for name in ROLLOUT_FIELDS):
-        needed = ", ".join(ROLLOUT_FIELDS)
-        raise RewardError(f"rollout_func: has to return a dictionary with {needed}")
-    for name, values in given.items():
-        if len(values) != count:
-            raise RewardError(f"rollout_func: {len(values)} {name} for {count} prompts")
-    plain = {name: _plain(values) for name, values in given.items()}
-    for place, tokens in enumerate(plain["completion_ids"]):
-        if not tokens:
-            raise RewardError(f"rollout_func: completion {place} has no tokens")
-        for name in plain.keys() & {"logprobs", "env_mask"}:
-            if len(plain[name][place]) != len(tokens):
-                raise RewardError(
-                    f"rollout_func: completion {place} has {len(tokens)} tokens and "
-                    f"{len(plain[name][place])} {name}"
-                )
-    return plain
-
-
-def _plain(values: Sequence) -> list:
-    return [value.tolist() if isinstance(value, Tensor) else value for value in values]
 
 
 def _columns(prompts: Sequence[Prompt]) -> dict[str, list]:
