@@ -64,6 +64,13 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def exchange_bytes(most: int) -> int:
+    """Bytes that ranks shall exchange at once, of `most` there are. NCCL wants long messages. Gloo
+    copies each, and of copies of a MiB or more malloc keeps several: pieces of 8 MiB took 75 MiB of
+    a rank, those of half a MiB 5, in the same time."""
+    return most // 8 if is_cuda() else 512 << 10
+
+
 def total_memory() -> int | None:
     """Bytes of this process's device; None on a CPU, whose memory all processes share."""
     return torch.cuda.get_device_properties(0).total_memory if is_cuda() else None

@@ -7,14 +7,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import ModuleList, Parameter
 
+from grpo_mcore import device
 from grpo_mcore.models.lora import merged_weights
 from grpo_mcore.models.names import named_weights
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.weights.plan import Bucket, Entry, Plan
-
-PIECES_A_BUCKET = 8
-"""Ranks exchange this part of the largest bucket at once, which is all that the gather holds."""
 
 
 def stream_tensors(
@@ -62,7 +60,9 @@ class Gather:
         with torch.no_grad():
             values = self.pick(next(p for n, p in self.parameters.items() if n in plan.rules))
         self.dtype, self.device = values.dtype, values.device
-        self.piece = max(plan.whole_numel(b) for b in plan.buckets) // PIECES_A_BUCKET
+        largest = max(plan.whole_numel(b) for b in plan.buckets) * self.dtype.itemsize
+        self.piece = device.exchange_bytes(largest) // self.dtype.itemsize
+        """Elements that ranks exchange at once, which is all that the gather holds."""
 
     @torch.no_grad()
     def write(self, bucket: Bucket, tensors: dict[str, Tensor], writers: set[int]) -> None:
