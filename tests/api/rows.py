@@ -1,5 +1,6 @@
-"""What the five documents that this API follows say, row by row, and what was chosen where they
-differ. A test that shows a row says so: `@pytest.mark.seed(35)`."""
+"""What the five documents that this API follows say, row by row, what was chosen where they differ,
+and what is done otherwise than in ATLAS's code. A test that shows a row says so:
+`@pytest.mark.seed(35)`, `@pytest.mark.seed("A1")`."""
 
 from dataclasses import dataclass
 
@@ -9,8 +10,10 @@ DOCUMENTS = {
     "NeMo RL": range(56, 70),
     "Unsloth": range(70, 76),
     "ATLAS overview": range(76, 88),
+    "What ATLAS's code does": [f"A{number}" for number in range(1, 16)],
 }
-"""Document -> the numbers of its rows."""
+"""Document -> its rows. ATLAS's code was read at Arc-Computer/RCL 329500a and Arc-Computer/ATLAS
+1cf1883, 2025."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,78 @@ ROWS = {
     85: Row("`RIMReward`", "a reward, and each judge's scores, principles and rationales"),
     86: Row("`rim_rewards`, `rim_explanations`", "what the judges said, logged apart"),
     87: Row("`interpretation.yaml`, `interpretation_offline.yaml`", "judges by Hydra override"),
+    "A1": Row(
+        "the loss's prompt",
+        "samples from the adaptive prompt; loss, KL and reference see the bare question",
+        "one prompt, the adaptive one, for all of them",
+    ),
+    "A2": Row(
+        "the teacher's engine",
+        "keeps the weights it started with",
+        "is given every step's weights, and proves it before it generates",
+    ),
+    "A3": Row(
+        "the student's engine",
+        "a push of weights would go to it as well",
+        "belongs to the student's role; nothing is sent to it after the start",
+    ),
+    "A4": Row(
+        "the first step",
+        "raises NameError: an import in a branch hides the module",
+        "runs, at every layout",
+    ),
+    "A5": Row(
+        "templates left out",
+        "None: the first prompt raises AttributeError",
+        "have defaults, and one without its fields is refused before anything loads",
+    ),
+    "A6": Row(
+        "the judges' prompts",
+        "JSON braces in a format string: KeyError for all four",
+        "fields are replaced by name; other braces stay",
+    ),
+    "A7": Row(
+        "what judges are given",
+        "the teacher's text as the student's answer; plan and traces empty",
+        "question, plan, answers before and after, the teaching, the ground truth",
+    ),
+    "A8": Row(
+        "`rim_rewards`, `rim_explanations`",
+        "logged by no code",
+        "metrics of every step, and beside the completions",
+    ),
+    "A9": Row(
+        "the judges' YAML",
+        "rules, limits and model settings are read by nothing",
+        "every key is used or refused",
+    ),
+    "A10": Row(
+        "a judge that fails",
+        "gives 0, as bad teaching does",
+        "gives nothing: it is left out of the mean, and counted",
+    ),
+    "A11": Row(
+        "the student's text",
+        "goes through the teacher's tokenizer and chat template",
+        "has the student's own",
+    ),
+    "A12": Row(
+        "`diagnostic_probe`, `generate_guidance`",
+        "are in the documents only",
+        "are methods of trainer and Tutor",
+    ),
+    "A13": Row("evaluation", "raises NotADirectoryError", "teaches the held-out questions"),
+    "A14": Row(
+        "slips",
+        "a condition without its brackets, a missing import in the reward model's branch, a "
+        "launcher that kills every process on the GPUs",
+        "reward models with chat templates work; a run ends its own processes, and all of them",
+    ),
+    "A15": Row(
+        "braces in text",
+        "str.format: a brace in a template raises",
+        "are text wherever they stand",
+    ),
 }
 
 NOT_YET = {

@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_rows_are_those_of_the_documents():
-    numbers = [number for numbers in DOCUMENTS.values() for number in numbers]
-    assert numbers == list(ROWS) == list(range(1, 88))
+    rows = [row for rows in DOCUMENTS.values() for row in rows]
+    assert rows == list(ROWS)
+    assert rows[:87] == list(range(1, 88))
 
 
 def test_page_is_what_the_markers_give_and_every_row_has_a_test_or_a_reason():
