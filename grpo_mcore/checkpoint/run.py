@@ -135,9 +135,7 @@ class CheckpointWriter:
             # It wants each in memory of its own. Were it to write, a full disk were no OSError.
             own = {k: t.clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
             (work / TENSORS).write_bytes(to_safetensors(own))
-        # A setting may be a Path, or one of transformers' enumerations, which are texts as well.
-        plain = json.loads(json.dumps(asdict(self.config), default=str))
-        (work / CONFIG).write_text(yaml.safe_dump(plain, sort_keys=False))
+        (work / CONFIG).write_text(config_yaml(self.config))
         copy_companions(self.model_path, work / folder.COMPANIONS)
 
     def _complete(self, step: int, work: Path, best: int | None) -> None:

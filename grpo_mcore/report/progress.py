@@ -34,7 +34,7 @@ class Progress:
             disable=None,  # a bar belongs on a terminal, not in a log file
         )
         if resumed:
-            for name in ("metrics", "completions"):
+            for name in ("metrics", "completions", "lessons"):
                 _forget_after(directory / f"{name}.jsonl", first_step)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
@@ -54,6 +54,10 @@ class Progress:
     def completions(self, step: int, rows: list[dict]) -> None:
         for row in rows:
             self._append("completions", {"step": step} | row)
+
+    def lessons(self, step: int, rows: list[dict]) -> None:
+        for row in rows:
+            self._append("lessons", {"step": step} | row)
 
     def say(self, text: str) -> None:
         self.bar.write(text)
