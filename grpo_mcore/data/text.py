@@ -28,8 +28,8 @@ def extract_solution(text: str) -> str:
 
 
 def extract_solution_leniently(text: str) -> str:
-    r"""Also the solution of a student that is careless of its form, in the order of ATLAS's trainer:
-    the last \boxed{}; else, between the last <solution> tags, what follows "answer is", or the last
+    r"""The solution of a student that is careless of its form, in the order of ATLAS's trainer: the
+    last \boxed{}; else, between the last <solution> tags, what follows "answer is", or the last
     number, or all there is; "" without either."""
     if boxed := last_boxed(text):
         return boxed

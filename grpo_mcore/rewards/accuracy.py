@@ -12,6 +12,8 @@ from grpo_mcore.rewards.text import text_of
 PARSE_SECONDS, COMPARE_SECONDS = 10, 5
 """What one answer may take, as in TRL; then it counts as wrong. An answer such as 9^9^9^9 would
 take for ever."""
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
+_WORD = re.compile(r"[^\W\d_]{3}")
 
 
 @reward(limits_itself=True)

@@ -50,3 +50,7 @@ class Grader:
     def is_correct(self, solution: str, ground_truth: str) -> float:
         """1.0 where the solution is the ground truth, else 0.0."""
         return ANSWER_MATCHES[self.answer_match](solution, ground_truth)
+
+
+STRICT_TEXT = Grader()
+"""As in ATLAS's reference of its trainers."""

@@ -7,6 +7,7 @@ from statistics import fmean, pstdev
 from grpo_mcore.data.questions import Question
 from grpo_mcore.data.text import extract_teaching
 from grpo_mcore.rewards import Grader, leaks_answer
+from grpo_mcore.rewards.grading import STRICT_TEXT
 from grpo_mcore.teaching.student import StudentWork
 
 
@@ -17,7 +18,7 @@ class Attempt:
     question: Question
     baselines: list[str]
     approach: str
-    grader: Grader = Grader()
+    grader: Grader = STRICT_TEXT
 
     @cached_property
     def solutions(self) -> list[str]:
@@ -55,8 +56,8 @@ class Lesson:
 
     @property
     def outcome(self) -> str:
-        """"improved" or "degraded" where the student was right less or more often alone, or else
-        "unchanged"."""
+        """What teaching has made of the student's accuracy on this question: "improved", "degraded"
+        or "unchanged"."""
         change = self.correct - self.attempt.accuracy
         return "improved" if change > 0 else "degraded" if change < 0 else "unchanged"
 
@@ -87,7 +88,7 @@ def collect_attempts(
     questions: list[Question],
     work: StudentWork,
     baseline_samples: int,
-    grader: Grader = Grader(),  # noqa: B008  frozen
+    grader: Grader = STRICT_TEXT,
 ) -> list[Attempt]:
     """Splits the student's texts: all unaided answers, then one approach a question."""
     alone, probes = work.texts[: -len(questions)], work.texts[-len(questions) :]

@@ -5,7 +5,6 @@ guidance; the student answers again; the reward is the improvement. The loss is 
 adaptive prompt the guidance was sampled from, not on the bare question.
 """
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -30,6 +29,7 @@ from grpo_mcore.models.build import load_model
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import Mailbox, World, world_size
+from grpo_mcore.report.html import write_report
 from grpo_mcore.rewards import AdaptiveTeachingReward, Scores
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
@@ -490,16 +490,15 @@ class TeacherSession(GRPOSession):
         if not self.loop.progress:
             return
         names = [spec.name for spec in self.trainer.rewards]
-        by_function = [dict(zip(names, _numbers(row), strict=True)) for row in scores.rewards]
         rows = [
             lesson.record()
-            | {"guidance_tokens": len(sample.tokens), "reward": reward, "rewards": own}
+            | {
+                "guidance_tokens": len(rollouts.samples[i].tokens),
+                "reward": _as_json(rewards[i]),
+                "rewards": dict(zip(names, map(_as_json, scores.rewards[i]), strict=True)),
+            }
             | {name: values[i] for name, values in scores.extra.items()}
-            for i, (lesson, sample, reward, own) in enumerate(
-                zip(
-                    rollouts.lessons, rollouts.samples, _numbers(rewards), by_function, strict=True
-                )
-            )
+            for i, lesson in enumerate(rollouts.lessons)
         ]
         chance = random.Random(f"{self.config.seed}/log/{self.step}").random()
         is_lucky = chance < self.trainer.logging_prob
@@ -533,13 +532,16 @@ class TeacherSession(GRPOSession):
 
         return go_back_with_attempts
 
+    def run_ended(self) -> None:
+        if self.loop.progress:
+            self.loop.say(f"report: {write_report(self.loop.directory)}")
+
     def rest(self) -> None:
         self.student.close()
 
 
-def _numbers(values: Tensor) -> list[float | None]:
-    """As JSON has them: None in place of NaN."""
-    return [None if math.isnan(value) else value for value in values.tolist()]
+def _as_json(reward: Tensor) -> float | None:
+    return None if reward.isnan() else reward.item()
 
 
 def student_settings(config: TeacherGRPOConfig) -> dict:
