@@ -59,18 +59,23 @@ def is_same_mathematics(solution: str, ground_truth: str) -> bool:
     "silent" of "listen". Time is limited as in `accuracy_reward`."""
     if _WORD.search(_COMMAND.sub("", ground_truth)):
         return False
-    gold, answer = (_parse_latex(f"${t.strip().strip('$')}$") for t in (ground_truth, solution))
+    plain = (re.sub(r"\\?\$", "", text) for text in (ground_truth, solution))
+    gold, answer = (_parse_latex(f"${text}$", without_anchor=True) for text in plain)
     return bool(gold and answer) and _is_same(gold, answer)
 
 
-def _parse_latex(text: str) -> list:
+def _parse_latex(text: str, without_anchor: bool = False) -> list:
+    """
+    Args:
+        without_anchor: not only what a box holds or "answer is" announces.
+    """
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
     extraction = LatexExtractionConfig(
         normalization_config=NormalizationConfig(units=True),
         boxed_match_priority=0,
-        try_extract_without_anchor=False,
+        try_extract_without_anchor=without_anchor,
     )
     return parse(
         text,
