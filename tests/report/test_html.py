@@ -1,15 +1,13 @@
 """The report of a run: one file that shows everything and runs nothing of what models wrote."""
 
 import json
-import subprocess
-import sys
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from grpo_mcore.config import ConfigError
+from grpo_mcore import cli
 from grpo_mcore.report import html
 from grpo_mcore.report.html import write_report
 from grpo_mcore.report.progress import Progress
@@ -118,17 +116,17 @@ def test_a_run_of_other_trainers_has_a_report_as_well(tmp_path):
     assert "not recorded" in text and "The newest 0 of 0 lessons" in text
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, monkeypatch, capsys):
     write_run(tmp_path, [lesson(1)])
-
-    def report(directory: Path) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "grpo_mcore.cli", "report", str(directory)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=200)
-
-    assert report(tmp_path).stdout == f"report: {tmp_path / 'report.html'}\n"
+    monkeypatch.setattr("sys.argv", ["grpo-mcore", "report", str(tmp_path)])
+    cli.main()
+    assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
     assert (tmp_path / "report.html").exists()
-    with pytest.raises(ConfigError, match="has no metrics.jsonl; name a run's output_dir"):
-        write_report(tmp_path / "none")
+    monkeypatch.setattr("sys.argv", ["grpo-mcore", "report", "nowhere"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    message = "error: report nowhere: has no metrics.jsonl; name a run's output_dir\n"
+    assert capsys.readouterr().err == message
 
 
 def test_a_resumed_run_forgets_lessons_after_its_checkpoint(tmp_path):
