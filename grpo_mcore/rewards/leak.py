@@ -28,6 +28,8 @@ _SPELLED = re.compile(
 )
 PROSE_NUMBERS = 10
 """Spelled numbers up to this one are taken for prose ("two ways")."""
+MOST_DIGITS = 100
+"""A text of digits without end is not read: Python refuses to make a number of thousands."""
 PROSE_WORDS = {
     "all", "and", "any", "both", "down", "even", "false", "less", "more", "most", "neither",
     "never", "none", "not", "odd", "one", "same", "some", "the", "true", "yes",
@@ -77,7 +79,7 @@ def numbers_in(text: str) -> set[Fraction]:
         value = _value(found[0])
         is_calculation = "/" in found[0] and (value is None or value.denominator == 1)
         parts = found[0].split("/") if is_calculation else [found[0]]
-        values |= {_value(part) for part in parts}
+        values |= {number for part in parts if (number := _value(part)) is not None}
     spelled = {_value_of_words(found[0]) for found in _SPELLED.finditer(text)}
     return values | {Fraction(value) for value in spelled if value > PROSE_NUMBERS}
 
@@ -93,7 +95,9 @@ def _number_of(answer: str) -> Fraction | None:
 
 
 def _value(digits: str) -> Fraction | None:
-    """None for a division by zero."""
+    """None for a division by zero, and for what is too long to be a number."""
+    if len(digits) > MOST_DIGITS:
+        return None
     numerator, _, denominator = re.sub(r"[,\s]", "", digits).partition("/")
     if denominator and not int(denominator):
         return None

@@ -3,7 +3,14 @@
 import pytest
 
 from grpo_mcore.config import ConfigError
-from grpo_mcore.rewards import AdaptiveTeachingReward, compute_teaching_reward
+from grpo_mcore.rewards import (
+    AdaptiveTeachingReward,
+    RewardCall,
+    accuracy,
+    as_reward_specs,
+    compute_teaching_reward,
+    score,
+)
 
 RIGHT, WRONG = "42", "41"
 
@@ -168,3 +175,17 @@ def test_the_overviews_reward(scores, expected):
 def test_what_the_overviews_reward_refuses(arguments, error):
     with pytest.raises(error):
         compute_teaching_reward(*arguments)
+
+
+def test_an_endless_answer_is_wrong_and_keeps_nobody_waiting(monkeypatch):
+    """As math-verify's signals reach the main thread only, no other is given the reward."""
+    monkeypatch.setattr(accuracy, "COMPARE_SECONDS", 1)
+    columns = {
+        "ground_truths": ["42"] * 2,
+        "baseline_solutions": [["41"]] * 2,
+        "solutions": ["9^{9^{9^9}}", "84/2"],
+        "teaching_tokens": [100] * 2,
+    }
+    call = RewardCall(1, ["?"] * 2, ["add"] * 2, [[0]] * 2, columns)
+    specs = as_reward_specs(AdaptiveTeachingReward(answer_match="math"))
+    assert score(specs, call, timeout=100).rewards.tolist() == [[0], [1.5]]

@@ -53,6 +53,8 @@ def test_leaks(teaching, question, answer):
         ("the Parisian way", "?", "Paris"),
         ("", "?", "42"),
         ("anything at all 1/0", "?", "."),
+        ("9" * 5000, "?", "9"),
+        ("9", "?", "9" * 5000),
     ],
 )
 def test_does_not_leak(teaching, question, answer):
