@@ -13,6 +13,7 @@ setup(
     description="Ray-free GRPO on Megatron-Core with vLLM rollouts",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["grpo_mcore*", "checkpoints_convert*"]),
+    package_data={"grpo_mcore": ["report/report.html"]},
     entry_points={"console_scripts": ["grpo-mcore = grpo_mcore.cli:main"]},
     install_requires=[
         "datasets>=4",

@@ -110,10 +110,7 @@ def _attempts(room: Classroom, questions: list[Question], key: str) -> list[Atte
 
 
 def _taught(room: Classroom, attempts: list[Attempt], key: str) -> _Taught:
-    lessons = {}
-    for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
-        texts = room.texts(room.guide(attempts, key, 1, temperature))
-        lessons[name] = room.teach(attempts, texts, key)
+    lessons = room.evaluate(attempts, key)
     return _Taught(summarise(lessons["sampled"]), summarise(lessons["greedy"]), lessons["sampled"])
 
 

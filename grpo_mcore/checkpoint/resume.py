@@ -5,7 +5,8 @@ from pathlib import Path
 
 from grpo_mcore.checkpoint import folder, manifest
 from grpo_mcore.checkpoint.pickles import COMMON, METADATA
-from grpo_mcore.checkpoint.run import CONFIG, STATE
+from grpo_mcore.checkpoint.run import STATE
+from grpo_mcore.config.record import CONFIG
 from grpo_mcore.errors import ConfigError
 from grpo_mcore.parallel.groups import Role
 

@@ -23,7 +23,6 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +43,7 @@ from grpo_mcore.checkpoint.optimizer_state import load_states, sharded_states
 from grpo_mcore.checkpoint.pickles import check_pickles
 from grpo_mcore.checkpoint.random_state import random_state, restore_random_state
 from grpo_mcore.config import TrainingConfig
+from grpo_mcore.config.record import CONFIG, write_config
 from grpo_mcore.errors import FilesError
 from grpo_mcore.models.hf_files import copy_companions
 from grpo_mcore.parallel.groups import Role
@@ -51,7 +51,6 @@ from grpo_mcore.training.policy import Policy, Reference
 
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
-CONFIG = "config.yaml"
 _OF_RANK = re.compile(r"(?:__|random_)(\d+)[_.]")
 
 
@@ -135,9 +134,7 @@ class CheckpointWriter:
             # It wants each in memory of its own. Were it to write, a full disk were no OSError.
             own = {k: t.clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
             (work / TENSORS).write_bytes(to_safetensors(own))
-        # A setting may be a Path, or one of transformers' enumerations, which are texts as well.
-        plain = json.loads(json.dumps(asdict(self.config), default=str))
-        (work / CONFIG).write_text(yaml.safe_dump(plain, sort_keys=False))
+        write_config(work, self.config)
         copy_companions(self.model_path, work / folder.COMPANIONS)
 
     def _complete(self, step: int, work: Path, best: int | None) -> None:

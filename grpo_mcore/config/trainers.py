@@ -250,6 +250,13 @@ class TeachingConfig:
     student_temperature: float = 0.0
     degradation_penalty_multiplier: float = 2.0
     efficiency_weight: float = 1.0
+    formula: str = "seed"
+    """Of AdaptiveTeachingReward: "seed", "rcl" or "docs"."""
+    answer_match: str = "text"
+    """A solution is right where it is the ground truth as "text", or as mathematics: "math"."""
+    extraction: str = "strict"
+    """An answer's solution is what its <solution> tags hold ("strict"), or also what a box holds,
+    and of what the tags hold the answer alone ("lenient")."""
     disable_student_offloading: bool = False
     """Keep the student's engine in GPU memory while a colocated teacher works."""
     templates: TemplatesConfig = field(default_factory=TemplatesConfig)
@@ -353,8 +360,9 @@ class TeacherGRPOConfig(TrainingConfig, GroupConfig, TeachingConfig):
 
     num_prompts_per_step: int | None = 16
     rewards: list[str] = field(default_factory=lambda: ["adaptive"])
-    """Where the trainer is given no `reward_funcs`: "adaptive" (AdaptiveTeachingReward) or
-    "package.module:function", weighed by `reward_weights`."""
+    """Where the trainer is given no `reward_funcs`: "adaptive" (AdaptiveTeachingReward),
+    "leak_penalty" (-1 where a teaching gives the answer away) or "package.module:function",
+    weighed by `reward_weights`."""
 
     # As in ATLAS, which corrects neither.
     use_bias_correction_kl: bool = False

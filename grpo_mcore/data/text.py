@@ -4,6 +4,9 @@ import re
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _SOLUTION = re.compile(r"<solution>(.*?)</solution>", re.DOTALL)
+_BOXED = re.compile(r"\\boxed\s*\{")
+_ANSWER_IS = re.compile(r"answer\s*(?:is|:)\s*:?\s*([^\n]+)", re.IGNORECASE)
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _TEACHING = re.compile(r"<teaching>(.*?)</teaching>", re.DOTALL)
 
 
@@ -22,6 +25,32 @@ def extract_solution(text: str) -> str:
     """What stands between the last <solution> tags; "" without them."""
     found = _SOLUTION.findall(text)
     return found[-1].strip() if found else ""
+
+
+def extract_solution_leniently(text: str) -> str:
+    r"""The solution of a student that is careless of its form, in the order of ATLAS's trainer: the
+    last \boxed{}; else, between the last <solution> tags, what follows "answer is", or the last
+    number, or all there is; "" without either."""
+    if boxed := last_boxed(text):
+        return boxed
+    inner = extract_solution(text)
+    if announced := _ANSWER_IS.findall(inner):
+        return announced[-1].strip().rstrip(".")
+    numbers = _NUMBER.findall(inner)
+    return numbers[-1].rstrip(",") if numbers else inner
+
+
+def last_boxed(text: str) -> str:
+    r"""What the last whole \boxed{} holds, braces within it included; "" without one."""
+    found = ""
+    for opening in _BOXED.finditer(text):
+        depth = 1
+        for end in range(opening.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                found = text[opening.end() : end].strip()
+                break
+    return found
 
 
 def extract_teaching(text: str) -> str:

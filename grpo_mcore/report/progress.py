@@ -1,6 +1,7 @@
 """A run's records in its output directory, and its lines on the terminal. Rank 0 only."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -34,7 +35,7 @@ class Progress:
             disable=None,  # a bar belongs on a terminal, not in a log file
         )
         if resumed:
-            for name in ("metrics", "completions"):
+            for name in ("metrics", "completions", "lessons"):
                 _forget_after(directory / f"{name}.jsonl", first_step)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
@@ -55,6 +56,10 @@ class Progress:
         for row in rows:
             self._append("completions", {"step": step} | row)
 
+    def lessons(self, step: int, rows: list[dict]) -> None:
+        for row in rows:
+            self._append("lessons", {"step": step} | row)
+
     def say(self, text: str) -> None:
         self.bar.write(text)
 
@@ -73,7 +78,15 @@ class Progress:
 
 def read_metrics(directory: Path) -> list[dict]:
     """The records of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return list(read_records(directory, "metrics"))
+
+
+def read_records(directory: Path, name: str) -> Iterator[dict]:
+    """The records of a run's `name`.jsonl, but for one that is being written."""
+    with (directory / f"{name}.jsonl").open() as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
 
 
 def has_steps(directory: Path) -> bool:

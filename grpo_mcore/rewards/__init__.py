@@ -2,13 +2,15 @@
 torch.distributed."""
 
 from grpo_mcore.rewards.accuracy import accuracy_reward
-from grpo_mcore.rewards.adaptive import AdaptiveTeachingReward
+from grpo_mcore.rewards.adaptive import AdaptiveTeachingReward, compute_teaching_reward
 from grpo_mcore.rewards.call import (
     RewardCall,
     RewardError,
     Scores,
     score,
 )
+from grpo_mcore.rewards.grading import Grader
+from grpo_mcore.rewards.leak import leak_penalty, leaks_answer
 from grpo_mcore.rewards.metrics import group_metrics, reward_metrics
 from grpo_mcore.rewards.model import RewardModel
 from grpo_mcore.rewards.shape import (
@@ -21,6 +23,7 @@ from grpo_mcore.rewards.specs import RewardSource, RewardSpec, as_reward_specs, 
 
 __all__ = [
     "AdaptiveTeachingReward",
+    "Grader",
     "RewardCall",
     "RewardError",
     "RewardModel",
@@ -29,10 +32,13 @@ __all__ = [
     "Scores",
     "accuracy_reward",
     "as_reward_specs",
+    "compute_teaching_reward",
     "format_reward",
     "get_length_penalty",
     "get_soft_overlong_punishment",
     "group_metrics",
+    "leak_penalty",
+    "leaks_answer",
     "reward",
     "reward_metrics",
     "score",

@@ -10,8 +10,9 @@ from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.data.questions import Question
 from grpo_mcore.data.text import extract_teaching, fill
 from grpo_mcore.data.tokenizer import Tokenizer
+from grpo_mcore.rewards import Grader
 from grpo_mcore.rollout.requests import Completion, Request, request_seed
-from grpo_mcore.teaching.lesson import Attempt, Lesson, collect_attempts, summarise
+from grpo_mcore.teaching.lesson import Attempt, Lesson, collect_attempts
 from grpo_mcore.teaching.student import Asker, Finished, Pending, StudentWork
 
 
@@ -23,17 +24,22 @@ class Guidance:
     completion: Completion
 
 
+def grader_of(config: TeacherGRPOConfig) -> Grader:
+    return Grader(config.extraction, config.answer_match)
+
+
 @dataclass(frozen=True)
 class PendingAttempts:
     """Attempts the student was asked for."""
 
     questions: list[Question]
     pending: Pending
-    baseline_samples: int
+    config: TeacherGRPOConfig
 
     def result(self) -> tuple[list[Attempt], StudentWork]:
         work = self.pending.result()
-        return collect_attempts(self.questions, work, self.baseline_samples), work
+        samples, grader = self.config.baseline_samples, grader_of(self.config)
+        return collect_attempts(self.questions, work, samples, grader), work
 
     def record(self) -> dict:
         """The attempts as JSON, once they are there."""
@@ -66,14 +72,14 @@ class Classroom:
         pending = self.student.attempts(
             [q.text for q in questions], [f"{key}/{i}" for i in range(len(questions))]
         )
-        return PendingAttempts(questions, pending, self.config.baseline_samples)
+        return PendingAttempts(questions, pending, self.config)
 
     def recall_attempts(self, questions: list[Question], record: dict) -> PendingAttempts | None:
         """The attempts in `record`; None if they are not those of `questions`."""
         if record["questions"] != [question.text for question in questions]:
             return None
         finished = Finished(StudentWork(**record["work"]))
-        return PendingAttempts(questions, finished, self.config.baseline_samples)
+        return PendingAttempts(questions, finished, self.config)
 
     def guide(
         self, attempts: list[Attempt], key: str, copies: int, temperature: float
@@ -128,12 +134,11 @@ class Classroom:
             )
         ]
 
-    def evaluate(self, attempts: list[Attempt], key: str) -> dict[str, float]:
-        """Teaches each attempt once with guidance sampled at temperature 1 ("sampled_") and once
-        with greedy guidance ("greedy_")."""
-        metrics = {}
+    def evaluate(self, attempts: list[Attempt], key: str) -> dict[str, list[Lesson]]:
+        """Teaches each attempt once with guidance "sampled" at temperature 1 and once with "greedy"
+        guidance."""
+        lessons = {}
         for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
             texts = self.texts(self.guide(attempts, key, 1, temperature))
-            lessons = self.teach(attempts, texts, key)
-            metrics |= {f"{name}_{k}": v for k, v in summarise(lessons).items()}
-        return metrics
+            lessons[name] = self.teach(attempts, texts, key)
+        return lessons

@@ -1,9 +1,13 @@
 """A lesson: question, the student's unaided answers and approach, a teaching, the taught answer."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, pstdev
 
 from grpo_mcore.data.questions import Question
-from grpo_mcore.data.text import extract_solution, extract_teaching, is_correct
+from grpo_mcore.data.text import extract_teaching
+from grpo_mcore.rewards import Grader, leaks_answer
+from grpo_mcore.rewards.grading import STRICT_TEXT
 from grpo_mcore.teaching.student import StudentWork
 
 
@@ -14,17 +18,17 @@ class Attempt:
     question: Question
     baselines: list[str]
     approach: str
+    grader: Grader = STRICT_TEXT
 
-    @property
+    @cached_property
     def solutions(self) -> list[str]:
         """What the unaided answers give as their solutions."""
-        return [extract_solution(baseline) for baseline in self.baselines]
+        return [self.grader.solution(baseline) for baseline in self.baselines]
 
-    @property
+    @cached_property
     def accuracy(self) -> float:
         """Share of the unaided answers that are right."""
-        right = [is_correct(solution, self.question.answer) for solution in self.solutions]
-        return sum(right) / len(right)
+        return fmean(self.grader.is_correct(s, self.question.answer) for s in self.solutions)
 
 
 @dataclass(frozen=True)
@@ -42,17 +46,54 @@ class Lesson:
         return extract_teaching(self.guidance)
 
     @property
+    def solution(self) -> str:
+        """What the taught answer gives as its solution."""
+        return self.attempt.grader.solution(self.answer)
+
+    @cached_property
     def correct(self) -> float:
-        return is_correct(extract_solution(self.answer), self.attempt.question.answer)
+        return self.attempt.grader.is_correct(self.solution, self.attempt.question.answer)
+
+    @property
+    def outcome(self) -> str:
+        """What teaching has made of the student's accuracy on this question: "improved", "degraded"
+        or "unchanged"."""
+        change = self.correct - self.attempt.accuracy
+        return "improved" if change > 0 else "degraded" if change < 0 else "unchanged"
+
+    @cached_property
+    def leaks(self) -> bool:
+        """Whether the teaching gives the answer away."""
+        question = self.attempt.question
+        return leaks_answer(self.teaching, question.text, question.answer)
+
+    def record(self) -> dict:
+        """The lesson as JSON."""
+        attempt = self.attempt
+        return {
+            "question": attempt.question.text,
+            "ground_truth": attempt.question.answer,
+            "approach": attempt.approach,
+            "baselines": attempt.baselines,
+            "guidance": self.guidance,
+            "teaching": self.teaching,
+            "teaching_tokens": self.teaching_tokens,
+            "answer": self.answer,
+            "outcome": self.outcome,
+            "leaks": self.leaks,
+        }
 
 
 def collect_attempts(
-    questions: list[Question], work: StudentWork, baseline_samples: int
+    questions: list[Question],
+    work: StudentWork,
+    baseline_samples: int,
+    grader: Grader = STRICT_TEXT,
 ) -> list[Attempt]:
     """Splits the student's texts: all unaided answers, then one approach a question."""
     alone, probes = work.texts[: -len(questions)], work.texts[-len(questions) :]
     return [
-        Attempt(q, alone[i * baseline_samples : (i + 1) * baseline_samples], probes[i])
+        Attempt(q, alone[i * baseline_samples : (i + 1) * baseline_samples], probes[i], grader)
         for i, q in enumerate(questions)
     ]
 
@@ -61,18 +102,23 @@ def summarise(lessons: list[Lesson]) -> dict[str, float]:
     """How well teaching worked.
 
     Returns:
-        Accuracies of the student alone and taught and their difference; `non_degradation`, the
-        share of questions answered right alone that stay right (1.0 where there are none); and the
-        mean number of teaching tokens.
+        Accuracies of the student alone and taught and their difference; the shares of lessons that
+        improved and degraded the student, and of those that leak the answer; `non_degradation`, the
+        share of questions answered right alone that stay right (1.0 where there are none); and mean
+        and standard deviation (n in the denominator, as in ATLAS) of the teachings' tokens.
     """
-    count = len(lessons)
-    alone = sum(lesson.attempt.accuracy for lesson in lessons) / count
-    taught = sum(lesson.correct for lesson in lessons) / count
+    alone = fmean(lesson.attempt.accuracy for lesson in lessons)
+    taught = fmean(lesson.correct for lesson in lessons)
     kept = [lesson.correct for lesson in lessons if lesson.attempt.accuracy == 1.0]
+    tokens = [lesson.teaching_tokens for lesson in lessons]
     return {
         "baseline_accuracy": alone,
         "student_accuracy": taught,
         "accuracy_delta": taught - alone,
-        "non_degradation": sum(kept) / len(kept) if kept else 1.0,
-        "teaching_length_mean": sum(lesson.teaching_tokens for lesson in lessons) / count,
+        "improvement_rate": fmean(lesson.outcome == "improved" for lesson in lessons),
+        "degradation_rate": fmean(lesson.outcome == "degraded" for lesson in lessons),
+        "non_degradation": fmean(kept) if kept else 1.0,
+        "leak_rate": fmean(lesson.leaks for lesson in lessons),
+        "teaching_length_mean": fmean(tokens),
+        "teaching_length_std": pstdev(tokens),
     }

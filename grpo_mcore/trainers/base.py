@@ -63,6 +63,9 @@ class Session(ABC):
     def step_recorded(self, step: int, metrics: dict[str, float]) -> None:  # noqa: B027
         """After the record of step `step` (from 1) and its line on the terminal."""
 
+    def run_ended(self) -> None:  # noqa: B027
+        """After the trained model is written."""
+
     def rest(self) -> None:  # noqa: B027  most have nobody who waits
         """After each of the trainer's methods: nothing more is asked for the time being."""
 
@@ -213,6 +216,7 @@ class BaseTrainer(ABC):
             final = Path(self.args.output_dir) / "final"
             self._write_model(session, final)
             session.loop.say(f"trained model: {final}")
+            session.run_ended()
             self.runner.train_end(training_result(output, self.runner.state))
             session.rest()
         if self.args.push_to_hub:

@@ -13,8 +13,9 @@ from torch import Tensor
 from grpo_mcore.callbacks import CallbackRunner
 from grpo_mcore.checkpoint import folder
 from grpo_mcore.checkpoint.resume import AUTO, find_checkpoint
-from grpo_mcore.checkpoint.run import CONFIG, CheckpointWriter, load_checkpoint
+from grpo_mcore.checkpoint.run import CheckpointWriter, load_checkpoint
 from grpo_mcore.config import ConfigError, ModelConfig, TrainingConfig
+from grpo_mcore.config.record import CONFIG, write_config
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.report.names import with_aliases
@@ -181,6 +182,7 @@ class Loop:
                 shown,
                 resumed=config.resume is not None,
             )
+            write_config(self.directory, config)
         for line in (*start.notes, *notes):
             self.say(line)
 

@@ -5,17 +5,22 @@ from pathlib import Path
 
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.config.functions import load_function
-from grpo_mcore.rewards import AdaptiveTeachingReward, RewardSource
+from grpo_mcore.rewards import AdaptiveTeachingReward, RewardSource, leak_penalty
 
 
 def _adaptive(config: TeacherGRPOConfig) -> AdaptiveTeachingReward:
     return AdaptiveTeachingReward(
         degradation_penalty_multiplier=config.degradation_penalty_multiplier,
         efficiency_weight=config.efficiency_weight,
+        formula=config.formula,
+        answer_match=config.answer_match,
     )
 
 
-NAMED: dict[str, Callable[[TeacherGRPOConfig], RewardSource]] = {"adaptive": _adaptive}
+NAMED: dict[str, Callable[[TeacherGRPOConfig], RewardSource]] = {
+    "adaptive": _adaptive,
+    "leak_penalty": lambda config: leak_penalty,
+}
 """Name in `rewards` -> what makes the reward function."""
 
 

@@ -24,6 +24,8 @@ from grpo_mcore.models.transformer_engine import (
     read_facts,
 )
 from grpo_mcore.objectives.correction import refuse_truncated_sampling
+from grpo_mcore.rewards.adaptive import FORMULAS
+from grpo_mcore.rewards.grading import ANSWER_MATCHES, EXTRACTIONS
 from grpo_mcore.rollout.spec import LORA_RANKS, QUANTIZATIONS
 from grpo_mcore.trainers.handover import check_mismatch_limits
 from grpo_mcore.trainers.loop import trained_model
@@ -249,6 +251,10 @@ def _check_rollout(rollout: RolloutConfig) -> None:
 def _check_numbers(config: TeacherGRPOConfig) -> None:
     check_group(config)
     check_choice("data.overlong", config.data.overlong, ("error", "drop"))
+    for key, choices in (
+        ("formula", FORMULAS), ("answer_match", ANSWER_MATCHES), ("extraction", EXTRACTIONS),
+    ):  # fmt: skip
+        check_choice(key, getattr(config, key), choices)
     check_choice("layout.placement", config.layout.placement, ("auto", "separate", "colocated"))
     for key in ("baseline_samples", "max_probe_tokens"):
         _at_least(key, getattr(config, key), 1)

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields, replace
+from statistics import fmean
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -24,17 +25,17 @@ from grpo_mcore.config import (
     TeacherGRPOConfig,
 )
 from grpo_mcore.data.questions import Question
-from grpo_mcore.data.text import extract_solution
 from grpo_mcore.models.build import load_model
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import Mailbox, World, world_size
-from grpo_mcore.rewards import Scores
+from grpo_mcore.report.html import write_report
+from grpo_mcore.rewards import AdaptiveTeachingReward, Scores
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.samples import Rollouts, Sample
 from grpo_mcore.rollout.spec import EngineSpec
-from grpo_mcore.teaching.classroom import Classroom, PendingAttempts
+from grpo_mcore.teaching.classroom import Classroom, PendingAttempts, grader_of
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
 from grpo_mcore.teaching.student import LocalStudent, RemoteStudent, Student, serve
 from grpo_mcore.trainers.arguments import UNSET, with_model
@@ -66,7 +67,7 @@ LESSON_COLUMNS: dict[str, Callable[[Lesson], object]] = {
     "questions": lambda lesson: lesson.attempt.question.text,
     "ground_truths": lambda lesson: lesson.attempt.question.answer,
     "baseline_solutions": lambda lesson: lesson.attempt.solutions,
-    "solutions": lambda lesson: extract_solution(lesson.answer),
+    "solutions": lambda lesson: lesson.solution,
     "baseline_answers": lambda lesson: lesson.attempt.baselines,
     "answers": lambda lesson: lesson.answer,
     "student_approaches": lambda lesson: lesson.attempt.approach,
@@ -116,8 +117,9 @@ class TeacherTrainer:
         return [attempt.approach for attempt in self._attempts(prompts_text)]
 
     def _extract_solutions_from_responses(self, responses: list[str]) -> list[str]:
-        """What stands in the <solution> tags of each response; "" without them."""
-        return [extract_solution(response) for response in responses]
+        """What stands in the <solution> tags of each response; "" without them. With
+        `extraction="lenient"` as `data.text.extract_solution_leniently` has it."""
+        return [grader_of(self.args).solution(response) for response in responses]
 
     def _attempts(self, problems: list[str]) -> list[Attempt]:
         """The student's attempts; [] on processes that only carry the student."""
@@ -238,6 +240,9 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         self.reward_sources = self.reward_sources or rewards_of(self.args)
         columns = {*self.job.train[0].columns, *LESSON_COLUMNS}
         self.rewards = self._specs(self.reward_sources, columns)
+        for source in self.reward_sources:
+            if isinstance(source, AdaptiveTeachingReward) and source.tokenizer is None:
+                source.tokenizer = self.job.tokenizer.inner
 
     def _world(self) -> tuple[dict[str, Layout], str, float]:
         return self.job.layouts, self.job.placement, self.args.rollout.deadline_seconds
@@ -430,7 +435,15 @@ class TeacherSession(GRPOSession):
         )
 
     def describe(self, rollouts: Rollouts, scores: Scores, copies: int) -> dict[str, float]:
-        return super().describe(rollouts, scores, copies) | summarise(rollouts.lessons)
+        lessons = rollouts.lessons
+        metrics = super().describe(rollouts, scores, copies)
+        metrics |= self.role.once(lambda: summarise(lessons))  # math may take its time limit
+        approaches = [self.tokenizer.encode(lesson.attempt.approach) for lesson in lessons]
+        metrics["student_approach_length"] = fmean(map(len, approaches))
+        if "reward" in metrics and metrics["teaching_length_mean"]:
+            hundreds = metrics["teaching_length_mean"] / 100
+            metrics["token_efficiency"] = metrics["reward"] / hundreds
+        return metrics
 
     def look_ahead(self, generation: int) -> None:
         """Asks the student for the attempts of `generation` without waiting. They do not depend on
@@ -467,27 +480,31 @@ class TeacherSession(GRPOSession):
             own = datasets is None  # which are asked again and again
             ask = self.ask_attempts if own else self.classroom.ask_attempts
             attempts, _ = ask(questions, name).result()
-            metrics |= self.classroom.evaluate(attempts, name)
+            for way, lessons in self.classroom.evaluate(attempts, name).items():
+                found = self.role.once(lambda lessons=lessons: summarise(lessons))
+                metrics |= {f"{way}_{metric}": value for metric, value in found.items()}
         return metrics
 
     def log_completions(self, rollouts: Rollouts, scores: Scores, rewards: Tensor) -> None:
-        if self.loop.progress:
-            rows = [
-                {
-                    "question": lesson.attempt.question.text,
-                    "ground_truth": lesson.attempt.question.answer,
-                    "approach": lesson.attempt.approach,
-                    "baselines": lesson.attempt.baselines,
-                    "guidance": lesson.guidance,
-                    "answer": lesson.answer,
-                    "reward": None if reward.isnan() else reward.item(),
-                }
-                for lesson, reward in zip(rollouts.lessons, rewards, strict=True)
-            ]
-            chance = random.Random(f"{self.config.seed}/log/{self.step}").random()
-            is_lucky = chance < self.trainer.logging_prob
-            shown = len(rows) if is_lucky else self.shown_completions(len(rows))
-            self.loop.progress.completions(self.step, rows[:shown])
+        """Records some of the lessons, and all that changed what the student can do."""
+        if not self.loop.progress:
+            return
+        names = [spec.name for spec in self.trainer.rewards]
+        rows = [
+            lesson.record()
+            | {
+                "guidance_tokens": len(rollouts.samples[i].tokens),
+                "reward": _as_json(rewards[i]),
+                "rewards": dict(zip(names, map(_as_json, scores.rewards[i]), strict=True)),
+            }
+            | {name: values[i] for name, values in scores.extra.items()}
+            for i, lesson in enumerate(rollouts.lessons)
+        ]
+        chance = random.Random(f"{self.config.seed}/log/{self.step}").random()
+        is_lucky = chance < self.trainer.logging_prob
+        shown = len(rows) if is_lucky else self.shown_completions(len(rows))
+        self.loop.progress.completions(self.step, rows[:shown])
+        self.loop.progress.lessons(self.step, [r for r in rows if r["outcome"] != "unchanged"])
 
     def state(self) -> dict:
         """Also what the student has been asked ahead; with it, a resumed run repeats this one even
@@ -515,8 +532,16 @@ class TeacherSession(GRPOSession):
 
         return go_back_with_attempts
 
+    def run_ended(self) -> None:
+        if self.loop.progress:
+            self.loop.say(f"report: {write_report(self.loop.directory)}")
+
     def rest(self) -> None:
         self.student.close()
+
+
+def _as_json(reward: Tensor) -> float | None:
+    return None if reward.isnan() else reward.item()
 
 
 def student_settings(config: TeacherGRPOConfig) -> dict:

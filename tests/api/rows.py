@@ -87,13 +87,13 @@ ROWS = {
     28: Row(
         "`_extract_solutions_from_responses`",
         "what is between `<solution>` tags, empty where there are none",
-        "as here; ATLAS's own code guesses further",
+        "as here by default; `extraction=lenient` has the order of ATLAS's own code",
     ),
     29: Row("`AdaptiveTeachingReward`", "rewards help and punishes harm, unequally"),
     30: Row(
         "`student_model`, `teacher_model`, `tokenizer`",
         "None until linked with a trainer",
-        "accepted; a trainer tells the teaching's tokens, else the tokenizer counts them",
+        "accepted; a trainer gives its teacher's tokenizer and tells the teaching's tokens",
     ),
     31: Row("`degradation_penalty_multiplier`", "weight of harm, 2.0"),
     32: Row("`efficiency_weight`", "weight of the bonus for brevity, 1.0"),
@@ -107,7 +107,7 @@ ROWS = {
     35: Row(
         "reward formula",
         "d < 0: -m abs(d); else d (1 + w 100 / (100 + teaching tokens)); no change is 0",
-        "this one of five in circulation; tokens are those of the extracted teaching",
+        "this by default; `formula` has two others; tokens are those of the extracted teaching",
     ),
     36: Row("`GRPOConfig` in the example", "its eleven keys, the two of the reward among them"),
     37: Row("a reward function of one's own", "(prompts, completions, **kwargs) -> numbers"),

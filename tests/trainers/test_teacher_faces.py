@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from html import escape
 from io import StringIO
+from statistics import fmean, pstdev
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -16,9 +20,11 @@ from grpo_mcore import GRPOConfig, TeacherGRPOConfig, TeacherGRPOTrainer
 from grpo_mcore.config import ConfigError, ModelConfig, RolloutConfig, TemplatesConfig
 from grpo_mcore.data.questions import Question
 from grpo_mcore.data.tokenizer import Tokenizer
+from grpo_mcore.rewards import AdaptiveTeachingReward
 from grpo_mcore.rollout.requests import Completion
 from grpo_mcore.teaching.classroom import Classroom
 from grpo_mcore.teaching.lesson import Attempt
+from grpo_mcore.teaching.student import Finished, LocalStudent
 from grpo_mcore.trainers.teacher_grpo import teacher_config
 from tests.end_to_end.conftest import records
 
@@ -43,11 +49,39 @@ def model(tiny_models) -> str:
     return str(tiny_models / "qwen2")
 
 
-def by_length(completions, teaching_tokens, solutions, questions, answer, **_):
+def by_length(completions, teaching_tokens, solutions, questions, answer, log_extra, **_):
     """What the trainer offers, and a column of the dataset."""
+    log_extra("characters", [len(text) for text in completions])
     assert answer[0].startswith("so ####") and questions[0].startswith("tom has")
     assert len(completions) == len(teaching_tokens) == len(solutions)
     return [float(len(text)) for text in completions]
+
+
+def right(question: str) -> str:
+    return f"<solution>{question.split()[2]}</solution>"
+
+
+@contextmanager
+def partly_right() -> Iterator[None]:
+    """The student, which is random and always wrong, gets even cards right alone, and when taught
+    every second time."""
+    attempts, taught_answers = LocalStudent.attempts, LocalStudent.taught_answers
+
+    def attempt(student, questions, keys):
+        work = attempts(student, questions, keys).result()
+        alone = [right(q) if int(q.split()[2].strip(".")) % 2 == 0 else "" for q in questions]
+        return Finished(replace(work, texts=[*alone, *work.texts[len(questions) :]]))
+
+    def answer(student, questions, teachings, keys):
+        work = taught_answers(student, questions, teachings, keys).result()
+        texts = [right(q) if i % 2 else "" for i, q in enumerate(questions)]
+        return Finished(replace(work, texts=texts))
+
+    with (
+        patch.object(LocalStudent, "attempts", attempt),
+        patch.object(LocalStudent, "taught_answers", answer),
+    ):
+        yield
 
 
 def settings(directory, **more) -> dict:
@@ -81,7 +115,7 @@ def taught(model, tiny_models, tmp_path_factory) -> SimpleNamespace:
         logging_prob=1.0,
         disable_student_offloading=True,
     )
-    with redirect_stdout(StringIO()) as output:
+    with redirect_stdout(StringIO()) as output, partly_right():
         trainer.train()
     problems = ["tom has 14 cards.", "how many?"]
     found = SimpleNamespace(
@@ -124,6 +158,66 @@ def test_the_reference_teaches_while_the_trained_model_learns(taught, model):
 @pytest.mark.seed(19)
 def test_all_guidances_are_logged_with_probability_one(taught):
     assert len(records(taught.directory, "completions")) == 2 * 4
+
+
+def test_lessons_that_changed_the_student_are_kept_with_all_that_was_said(taught):
+    lessons = records(taught.directory, "lessons")
+    assert [lesson["step"] for lesson in lessons] == [1, 1, 2, 2]
+    for lesson in lessons:
+        was_right = int(lesson["ground_truth"]) % 2 == 0
+        assert lesson["outcome"] == ("degraded" if was_right else "improved")
+        assert (lesson["answer"] == right(lesson["question"])) is not was_right
+        assert lesson["baselines"] == [right(lesson["question"]) if was_right else ""]
+        assert lesson["reward"] == lesson["rewards"]["by_length"] == lesson["characters"]
+        assert lesson["approach"] and 0 < lesson["guidance_tokens"] <= 8
+    kept = [
+        row for row in records(taught.directory, "completions") if row["outcome"] != "unchanged"
+    ]
+    assert kept == lessons
+
+
+def test_metrics_of_teaching_are_of_all_samples(taught):
+    tokenizer = taught.trainer.job.tokenizers["teacher"]
+    for step in (1, 2):
+        (metrics,) = [r for r in records(taught.directory) if r["step"] == step and "loss" in r]
+        rows = [r for r in records(taught.directory, "completions") if r["step"] == step]
+        assert len(rows) == 4
+        share = {
+            name: sum(r["outcome"] == name for r in rows) / 4 for name in ("improved", "degraded")
+        }
+        tokens = [row["teaching_tokens"] for row in rows]
+        assert metrics["student_accuracy"] == 0.5
+        assert metrics["baseline_accuracy"] == 2 * share["degraded"]
+        assert metrics["accuracy_delta"] == share["improved"] - share["degraded"]
+        assert metrics["improvement_rate"] == share["improved"]
+        assert metrics["degradation_rate"] == share["degraded"]
+        assert metrics["leak_rate"] == sum(row["leaks"] for row in rows) / 4
+        assert metrics["teaching_length_mean"] == fmean(tokens)
+        assert metrics["teaching_length_std"] == pstdev(tokens)
+        approaches = [tokenizer.encode(row["approach"]) for row in rows]
+        assert metrics["student_approach_length"] == fmean(map(len, approaches))
+        assert metrics["token_efficiency"] == pytest.approx(
+            metrics["reward"] / (fmean(tokens) / 100)
+        )
+        assert metrics["completion_length"] == fmean(row["guidance_tokens"] for row in rows)
+        assert metrics["rewards/by_length"] == pytest.approx(metrics["reward"])
+        assert "kl" in metrics
+
+
+def test_a_run_leaves_its_settings_and_a_report(taught):
+    kept = yaml.safe_load((taught.directory / "config.yaml").read_text())
+    assert kept["templates"]["baseline"] == "alone {question}"
+    report = (taught.directory / "report.html").read_text()
+    assert "max_probe_tokens: 6" in report
+    for lesson in records(taught.directory, "lessons"):
+        assert escape(lesson["teaching"]) in report
+
+
+@pytest.mark.seed(30)
+def test_a_trainer_gives_its_reward_the_teachers_tokenizer(model, tmp_path):
+    reward = AdaptiveTeachingReward(formula="rcl")
+    trainer = TeacherGRPOTrainer(model, reward, GRPOConfig(**settings(tmp_path)), ROWS)
+    assert reward.tokenizer is trainer.job.tokenizers["teacher"].inner
 
 
 @pytest.mark.seed(21, 22, 23, 24, 25)
@@ -186,6 +280,9 @@ def test_without_a_student_the_reference_is_taught(model, tiny_models, tmp_path)
             {"rollout": RolloutConfig(mismatch_stop=2.0)},
             "rollout.mismatch_stop=2.0: leave it out with use_reference_teacher_model=True",
         ),
+        ({}, {"formula": "rlc"}, "formula=rlc: choose one of seed, rcl, docs"),
+        ({}, {"answer_match": "maths"}, "answer_match=maths: choose one of text, math"),
+        ({}, {"extraction": "loose"}, "extraction=loose: choose one of strict, lenient"),
         ({"tools": [len]}, {}, "tools: a teacher answers in one turn"),
         ({}, {"max_sequence_length": 9}, "max_sequence_length=9: is of no use to Teacher"),
         ({"train_dataset": [{"question": "a"}]}, {}, "train_dataset has no such column"),
