@@ -85,7 +85,8 @@ class JudgeModelConfig:
     """Such as http://host:8000/v1. None: where the small model is; of that one: the run's own
     judge (`judge.path`)."""
     model: str | None = None
-    """The endpoint's name of it; None: the first that the endpoint lists."""
+    """The endpoint's name of it; None: the first that the endpoint lists, or of a large model
+    without a base_url the small one."""
     api_key_env: str | None = None
     """The environment variable that holds the endpoint's key; None: it asks for none."""
     max_tokens: int = 1024

@@ -6,6 +6,7 @@ from pathlib import Path
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.config.functions import load_function
 from grpo_mcore.rewards import AdaptiveTeachingReward, RewardSource
+from grpo_mcore.rewards.rim import RIMReward
 
 
 def _adaptive(config: TeacherGRPOConfig) -> AdaptiveTeachingReward:
@@ -15,7 +16,14 @@ def _adaptive(config: TeacherGRPOConfig) -> AdaptiveTeachingReward:
     )
 
 
-NAMED: dict[str, Callable[[TeacherGRPOConfig], RewardSource]] = {"adaptive": _adaptive}
+def _rim(config: TeacherGRPOConfig) -> RIMReward:
+    return RIMReward(config=config.reward_system)
+
+
+NAMED: dict[str, Callable[[TeacherGRPOConfig], RewardSource]] = {
+    "adaptive": _adaptive,
+    "rim": _rim,
+}
 """Name in `rewards` -> what makes the reward function."""
 
 
