@@ -1,6 +1,6 @@
 """The process around an engine: `python -m grpo_mcore.rollout.guard PARENT SOCKET MODULE ...` runs
-`python -m MODULE ... GUARD`, the engine, with file descriptor SOCKET (-1: none), where GUARD is this
-process's id. When the engine or process PARENT ends, or on SIGTERM, it ends every process the
+the engine, `python -m MODULE ... GUARD`, where GUARD is this process's id, with file descriptor
+SOCKET (-1: none). When the engine or process PARENT ends, or on SIGTERM, it ends every process the
 engine has started and removes what they leave.
 
 Nothing else can be relied on for that: vLLM's workers notice the engine's death only between two

@@ -195,7 +195,7 @@ class RIMReward:
 
     @cached_property
     def _models(self) -> tuple[JudgeModel, JudgeModel]:
-        """The small and the large one, made in the event loop, which their connections belong to."""
+        """The small and the large one. Made in the event loop, to which connections belong."""
         config = self.config
         if self.needs_own_judge and self.own_judge is None:
             raise ConfigError(
