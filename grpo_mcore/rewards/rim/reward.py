@@ -10,18 +10,14 @@ from typing import Any
 from tqdm import tqdm
 
 from grpo_mcore.config.compose import read_section
-from grpo_mcore.config.reward_system import (
-    JudgeModelConfig,
-    RewardSystemConfig,
-    active_judges,
-    check_reward_system,
-)
+from grpo_mcore.config.reward_system import JudgeModelConfig, RewardSystemConfig
 from grpo_mcore.data.chat import Text
 from grpo_mcore.data.text import extract_teaching
 from grpo_mcore.errors import ConfigError
 from grpo_mcore.event_loop import event_loop
 from grpo_mcore.rewards.rim.endpoint import Cache, Endpoint, JudgeModel
 from grpo_mcore.rewards.rim.judging import LARGE, Judgement, consistent, judge
+from grpo_mcore.rewards.rim.settings import active_judges, check_reward_system
 from grpo_mcore.rewards.text import text_of
 
 COLUMNS = {
