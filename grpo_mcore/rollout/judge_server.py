@@ -79,6 +79,7 @@ class JudgeServer:
         self.process.wait(CLOSE_SECONDS)
 
     def _keep_alive(self) -> None:
+        """Runs in a thread; a guard that it starts ends with it, so it waits for that."""
         most = self.rollout.max_engine_restarts
         while True:
             code = self.process.wait()

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from grpo_mcore.config import ConfigError, JudgeServerConfig, TeacherGRPOConfig
+from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.parallel.world import World
 from grpo_mcore.rewards import RewardSource
 from grpo_mcore.rewards.rim import Endpoint, RIMReward
@@ -18,20 +18,23 @@ ADDRESS = "where the judge is"
 LOOPBACK = "127.0.0.1"
 
 
-def check_judge_used(sources: Sequence[RewardSource], judge: JudgeServerConfig) -> None:
+def check_judge_used(sources: Sequence[RewardSource], path: str | None = None) -> None:
     """
+    Args:
+        path: of the run's own judge.
+
     Raises:
         ConfigError: for rewards without their judge, or a judge without rewards.
     """
     waiting = _waiting(sources)
-    if waiting and judge.path is None:
+    if waiting and path is None:
         raise ConfigError(
             "reward_system.small.base_url=None: give the URL of an OpenAI-compatible endpoint, or "
-            "judge.path for a judge of the run's own"
+            "judge.path for a judge of TeacherGRPOTrainer's own"
         )
-    if judge.path is not None and not waiting:
+    if path is not None and not waiting:
         raise ConfigError(
-            f"judge.path={judge.path}: no reward asks it; name rim in rewards, and leave "
+            f"judge.path={path}: no reward asks it; name rim in rewards, and leave "
             "reward_system.small.base_url out"
         )
 

@@ -237,7 +237,7 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         if self.use_reference_teacher_model and stop is not None:
             raise ConfigError(f"rollout.mismatch_stop={stop}: leave it out with {USES_REFERENCE}")
         self.reward_sources = self.reward_sources or rewards_of(self.args)
-        check_judge_used(self.reward_sources, self.args.judge)
+        check_judge_used(self.reward_sources, self.args.judge.path)
         columns = {*self.job.train[0].columns, *LESSON_COLUMNS}
         self.rewards = self._specs(self.reward_sources, columns)
 

@@ -13,7 +13,13 @@ import psutil
 import pytest
 from transformers import AutoTokenizer
 
-from grpo_mcore import RewardSystemConfig, RIMReward, TeacherGRPOConfig, TeacherGRPOTrainer
+from grpo_mcore import (
+    GRPOTrainer,
+    RewardSystemConfig,
+    RIMReward,
+    TeacherGRPOConfig,
+    TeacherGRPOTrainer,
+)
 from grpo_mcore.config import ConfigError, JudgeServerConfig, ModelConfig, RolloutConfig
 from grpo_mcore.config.reward_system import JUDGES, JudgeConfig, JudgeModelConfig, JudgesConfig
 from grpo_mcore.models.families import read_shape
@@ -158,6 +164,9 @@ def test_judges_without_rewards_and_rewards_without_judges_are_refused(
         TeacherGRPOTrainer(
             settings(tiny_models, tmp_path, judge=judge, rewards=["adaptive"]), train_dataset=ROWS
         )
+    rows = [{"prompt": "tom has 14 cards."}]
+    with pytest.raises(ConfigError, match=r"small.base_url=None: give the URL"):
+        GRPOTrainer(str(tiny_models / "qwen2"), RIMReward(), train_dataset=rows)
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,9 @@ from typing import Annotated
 from openai import AsyncOpenAI, OpenAIError
 from pydantic import BaseModel, ConfigDict, Field
 
-from grpo_mcore.config.reward_system import JudgeModelConfig, RewardSystemConfig
+from grpo_mcore.config.reward_system import JudgeModelConfig
 from grpo_mcore.errors import one_line
 
-NO_KEY = "none"
-"""The client insists on a key, endpoints without any ignore it."""
 CACHE_SECONDS = 60.0
 """The longest wait for another process that writes to the cache."""
 SHOWN_CHARACTERS = 300
@@ -128,23 +126,21 @@ class JudgeModel:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        name: str | None,
         model: JudgeModelConfig,
-        config: RewardSystemConfig,
+        client: AsyncOpenAI,
+        seconds: float,
         gate: asyncio.Semaphore,
         cache: Cache | None,
     ):
-        """Args:
-        gate: bounds the requests under way.
         """
-        self.model, self.name, self.gate, self.cache = model, endpoint.model, gate, cache
-        self.seconds = config.timeout * (config.max_retries + 1)
-        self.client = AsyncOpenAI(
-            base_url=endpoint.base_url,
-            api_key=endpoint.api_key or NO_KEY,
-            timeout=config.timeout,
-            max_retries=config.max_retries,
-        )
+        Args:
+            name: the endpoint's; None: the first that it lists.
+            seconds: for a request, all attempts at it included.
+            gate: bounds the requests under way.
+        """
+        self.name, self.model, self.client, self.seconds = name, model, client, seconds
+        self.gate, self.cache = gate, cache
         self.naming = asyncio.Lock()
 
     async def ask(self, messages: list[dict[str, str]], temperature: float) -> Verdict:

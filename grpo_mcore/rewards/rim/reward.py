@@ -4,9 +4,10 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
+from openai import AsyncOpenAI
 from tqdm import tqdm
 
 from grpo_mcore.config.compose import read_section
@@ -30,6 +31,8 @@ COLUMNS = {
 }
 """Field of a judge's prompt -> the column it is filled with, as TeacherGRPOTrainer offers it."""
 NOT_GIVEN = "(not given)"
+NO_KEY = "none"
+"""The client insists on a key, endpoints without any ignore it."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +202,24 @@ class RIMReward:
                 "URL of an OpenAI-compatible endpoint, or judge.path to TeacherGRPOTrainer"
             )
         gate = asyncio.Semaphore(config.max_workers)
-        cache = None if config.cache is None else Cache(config.cache)
+        verdicts = None if config.cache is None else Cache(config.cache)
+        seconds = config.timeout * (config.max_retries + 1)
+
+        @cache
+        def client(base_url: str, api_key: str | None) -> AsyncOpenAI:
+            return AsyncOpenAI(
+                base_url=base_url,
+                api_key=api_key or NO_KEY,
+                timeout=config.timeout,
+                max_retries=config.max_retries,
+            )
+
+        def model(endpoint: Endpoint, settings: JudgeModelConfig) -> JudgeModel:
+            asked = client(endpoint.base_url, endpoint.api_key)
+            return JudgeModel(endpoint.model, settings, asked, seconds, gate, verdicts)
+
         small = _endpoint(config.small, self.own_judge)
-        large = _endpoint(config.large, small)
-        return (
-            JudgeModel(small, config.small, config, gate, cache),
-            JudgeModel(large, config.large, config, gate, cache),
-        )
+        return model(small, config.small), model(_endpoint(config.large, small), config.large)
 
     def _info(self, judgements: Mapping[str, Judgement]) -> dict[str, Any]:
         verdicts = {name: j.verdict for name, j in judgements.items() if j.verdict}
