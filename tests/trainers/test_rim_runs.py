@@ -1,5 +1,4 @@
-"""Runs whose reward RIMReward gives, on an endpoint that does as it is told and on judges of their
-own."""
+"""A run whose judges are behind an endpoint that does as it is told, and the run's own judge."""
 
 import os
 import time
@@ -11,7 +10,6 @@ from unittest.mock import patch
 
 import psutil
 import pytest
-from transformers import AutoTokenizer
 
 from grpo_mcore import (
     GRPOTrainer,
@@ -28,8 +26,7 @@ from grpo_mcore.rewards.rim import Endpoint
 from grpo_mcore.rollout.judge_server import JudgeServer
 from grpo_mcore.trainers.layouts import choose_layouts
 from grpo_mcore.trainers.preflight import check_judge
-from tests.conftest import write_family_model
-from tests.end_to_end.conftest import SCRIPT, records, run_command
+from tests.end_to_end.conftest import records
 from tests.rewards.judge_endpoint import fake_endpoint, verdict
 
 ROWS = [{"question": f"tom has {n} cards.", "answer": str(n)} for n in range(4)]
@@ -41,17 +38,6 @@ def environment() -> Iterator[None]:
     """Joining a world leaves its address behind."""
     with patch.dict(os.environ):
         yield
-
-
-@pytest.fixture(scope="module")
-def judge_model(tmp_path_factory) -> Path:
-    """A random model with a chat template and room for a judge's prompt."""
-    directory = tmp_path_factory.mktemp("judge") / "model"
-    write_family_model(directory, "Qwen2Config", max_position_embeddings=8192)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    tokenizer.save_pretrained(directory)
-    return directory
 
 
 def settings(tiny_models: Path, directory: Path, **more) -> TeacherGRPOConfig:
@@ -214,39 +200,3 @@ def test_a_judge_that_dies_is_missing_until_it_is_back(server):
     server.process.wait(60)
     assert server.restarts == 1
     assert [info["reward"] for info in ask(server)] == [None, None]
-
-
-@pytest.mark.slow
-@pytest.mark.seed(87)
-@pytest.mark.parametrize("processes", [1, 3], ids=["colocated", "separate"])
-def test_a_run_serves_its_own_judge(job, judge_model, tmp_path, processes):
-    overrides = [
-        *job,
-        "rewards=[rim]",
-        "reward_system=interpretation_offline",
-        f"reward_system.cache={tmp_path / 'verdicts.sqlite'}",
-        "reward_system.timeout=240",
-        f"judge.path={judge_model}",
-        f"output_dir={tmp_path / 'run'}",
-        "data.eval=null",
-        "num_prompts_per_step=1",
-        "max_steps=2",
-    ]
-    before = {p.pid for p in psutil.process_iter()}
-    output = run_command(["bash", SCRIPT, *overrides], timeout=560, NPROC_PER_NODE=str(processes))
-    steps = [r for r in records(tmp_path / "run") if "loss" in r]
-    assert len(steps) == 2 and ("judge on 1" in output) is (processes == 3)
-    for step in steps:
-        assert 0 <= step["rim_rewards/process"] <= 1 and 0 <= step["rim_rewards/helpfulness"] <= 1
-        assert step["rim_failures/process"] == step["rim_failures/helpfulness"] == 0
-        assert "rim_rewards/accuracy" not in step
-    assert all("rim_explanations" in s for s in records(tmp_path / "run", "completions"))
-    left = [p for p in psutil.process_iter() if p.pid not in before and "api_server" in name_of(p)]
-    assert left == []
-
-
-def name_of(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:  # it has just gone
-        return ""
