@@ -89,7 +89,7 @@ class JudgeLink:
     def rest(self) -> None:
         """Lets the judge's ranks end."""
         if self.mailbox and self.role.rank == 0:
-            self.mailbox.post(_rest(self.rests), None)
+            self.mailbox.post(_rest(self.rests), "rest")
         self.rests += 1
 
     def _await_server(self) -> Endpoint:
