@@ -18,7 +18,7 @@ from grpo_mcore.config.reward_system import (
     JudgesConfig,
 )
 from grpo_mcore.rewards import RewardCall, as_reward_specs, score
-from grpo_mcore.rewards.rim.endpoint import Verdict
+from grpo_mcore.rewards.rim.endpoint import Endpoint, Verdict
 from grpo_mcore.rewards.rim.judging import consistent, needs_large
 from tests.rewards.judge_endpoint import CUTS_OFF, HANGS, FakeEndpoint, fake_endpoint, verdict
 
@@ -269,6 +269,15 @@ def test_it_can_be_called_where_an_event_loop_runs(fake):
         return rim(fake)(["q"], ["t"])
 
     assert asyncio.run(call()) == [pytest.approx(0.5)]
+
+
+def test_a_judge_of_the_runs_own_may_move(fake):
+    one = judges(**{name: JudgeConfig(enabled=False) for name in JUDGES[1:]})
+    reward = rim(fake, judges=one, small=JudgeModelConfig(), large=JudgeModelConfig())
+    for key in ("first", "second"):
+        reward.own_judge = Endpoint(fake.url, None, key)
+        assert reward(["q"], ["t"]) == [pytest.approx(0.5)]
+    assert fake.keys == {"Bearer first", "Bearer second"}
 
 
 def test_a_key_is_read_from_the_environment(fake, monkeypatch):

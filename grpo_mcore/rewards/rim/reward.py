@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 from openai import AsyncOpenAI
@@ -101,6 +101,8 @@ class RIMReward:
         check_reward_system(self.config)
         self.judges = active_judges(self.config)
         self.own_judge: Endpoint | None = None
+        self.opened: dict[Endpoint | None, tuple[JudgeModel, JudgeModel]] = {}
+        """The models by the `own_judge` they were made for: the newest only."""
 
     @property
     def needs_own_judge(self) -> bool:
@@ -182,7 +184,7 @@ class RIMReward:
         return RIMEvaluation(info["reward"], rationale, info["scores"], rationales, info)
 
     async def _judge_all(self, cases: list[dict[str, str]]) -> list[dict[str, Judgement]]:
-        small, large = self._models
+        small, large = self._models()
 
         async def of_case(case: dict[str, str]) -> dict[str, Judgement]:
             found = await asyncio.gather(
@@ -192,9 +194,14 @@ class RIMReward:
 
         return await asyncio.gather(*(of_case(case) for case in cases))
 
-    @cached_property
     def _models(self) -> tuple[JudgeModel, JudgeModel]:
-        """The small and the large one. Made in the event loop, to which connections belong."""
+        """The small and the large one. Made in the event loop, to which connections belong, and
+        again where the run has another judge of its own, as after it was closed."""
+        if self.own_judge not in self.opened:
+            self.opened = {self.own_judge: self._open_models()}
+        return self.opened[self.own_judge]
+
+    def _open_models(self) -> tuple[JudgeModel, JudgeModel]:
         config = self.config
         if self.needs_own_judge and self.own_judge is None:
             raise ConfigError(
