@@ -25,9 +25,11 @@ setup(
         "megatron-core>=0.16.1,<0.17",  # 0.17 and later need Python 3.12
         "numpy>=2",
         "omegaconf>=2.3,<2.4",
+        "openai>=2",
         "packaging",
         "protobuf",  # transformers reads tokenizer.model with it
         "psutil",
+        "pydantic>=2",
         "safetensors",
         "sentencepiece",
         "torch>=2.11",

@@ -26,6 +26,8 @@ _HOMES = {
     "format_reward": "grpo_mcore.rewards",
     "reward": "grpo_mcore.rewards",
     "AdaptiveTeachingReward": "grpo_mcore.rewards",
+    "RIMReward": "grpo_mcore.rewards.rim",
+    "RewardSystemConfig": "grpo_mcore.config",
 }
 __all__ = sorted(_HOMES)
 

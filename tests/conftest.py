@@ -150,3 +150,16 @@ def reward_model(tmp_path_factory) -> Path:
         transformers.Qwen2ForSequenceClassification(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def judge_model(tmp_path_factory) -> Path:
+    """The directory of a random model with a chat template and room for a judge's prompt."""
+    from transformers import AutoTokenizer
+
+    directory = tmp_path_factory.mktemp("judge") / "model"
+    write_family_model(directory, "Qwen2Config", max_position_embeddings=8192)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    tokenizer.save_pretrained(directory)
+    return directory

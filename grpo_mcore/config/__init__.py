@@ -3,6 +3,7 @@
 Imports neither torch nor vLLM."""
 
 from grpo_mcore.config.objective import ObjectiveConfig
+from grpo_mcore.config.reward_system import JudgeServerConfig, RewardSystemConfig
 from grpo_mcore.config.sections import (
     DataConfig,
     LayoutConfig,
@@ -28,10 +29,12 @@ __all__ = [
     "DataConfig",
     "GRPOConfig",
     "GroupConfig",
+    "JudgeServerConfig",
     "LayoutConfig",
     "LoraConfig",
     "ModelConfig",
     "ObjectiveConfig",
+    "RewardSystemConfig",
     "RolloutConfig",
     "SFTConfig",
     "TeacherGRPOConfig",

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 from grpo_mcore.config.trainers import TeacherGRPOConfig
 from grpo_mcore.errors import ConfigError, unknown_key
 
+Section = typing.TypeVar("Section")
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -59,6 +60,19 @@ def compose_config(config_dir: Path, experiment: str, overrides: list[str]) -> T
         return OmegaConf.to_object(tree)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise _one_line(error, known) from error
+
+
+def read_section(path: str, schema: type[Section]) -> Section:
+    """The settings of dataclass `schema` in the YAML file `path`.
+
+    Raises:
+        ConfigError: for a file that cannot be read, an unknown key, or a value of the wrong type.
+    """
+    try:
+        tree = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(path))
+        return OmegaConf.to_object(tree)
+    except (OmegaConfBaseException, yaml.YAMLError, OSError) as error:
+        raise ConfigError(f"{path}: {_one_line(error, keys_of(schema))}") from error
 
 
 def _check_override(text: str, groups: dict[str, list[str]], known: dict[str, type]) -> None:

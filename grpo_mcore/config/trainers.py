@@ -6,6 +6,7 @@ from typing import Any
 
 from grpo_mcore.config.foreign import OF_DPO, OF_GRPO, OF_SFT, OF_TRAINING, accepts
 from grpo_mcore.config.objective import ObjectiveConfig
+from grpo_mcore.config.reward_system import JudgeServerConfig, RewardSystemConfig
 from grpo_mcore.config.sections import (
     DataConfig,
     LayoutConfig,
@@ -360,9 +361,17 @@ class TeacherGRPOConfig(TrainingConfig, GroupConfig, TeachingConfig):
 
     num_prompts_per_step: int | None = 16
     rewards: list[str] = field(default_factory=lambda: ["adaptive"])
+<<<<<<< HEAD
     """Where the trainer is given no `reward_funcs`: "adaptive" (AdaptiveTeachingReward),
     "leak_penalty" (-1 where a teaching gives the answer away) or "package.module:function",
     weighed by `reward_weights`."""
+=======
+    """Where the trainer is given no `reward_funcs`: "adaptive" (AdaptiveTeachingReward), "rim"
+    (RIMReward) or "package.module:function", weighed by `reward_weights`."""
+    reward_system: RewardSystemConfig = field(default_factory=RewardSystemConfig)
+    """Of "rim"."""
+    judge: JudgeServerConfig = field(default_factory=JudgeServerConfig)
+>>>>>>> w_rim
 
     # As in ATLAS, which corrects neither.
     use_bias_correction_kl: bool = False

@@ -15,6 +15,7 @@ from threading import Condition, Thread
 from tqdm import tqdm
 
 from grpo_mcore.errors import KnownError
+from grpo_mcore.rollout.guard import NO_SOCKET
 from grpo_mcore.rollout.requests import Completion, Generated
 
 _TORCHRUN = (
@@ -178,27 +179,12 @@ class Engine(EngineCalls):
         """
         super().__init__(name, f"its log: {log}", deadlines)
         self.log = log
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(_TORCHRUN)}
         ours, theirs = socket.socketpair()
         longest = struct.pack("ll", int(max(deadlines.values())) + 1, 0)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, longest)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with theirs, log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "grpo_mcore.rollout.guard",
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                ],
-                env=inherited | environment,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C is this process's to act on
-            )
+        with theirs:
+            command = ["grpo_mcore.rollout.child", str(theirs.fileno())]
+            self.process = start_guarded(command, environment, log, theirs.fileno())
         self.connection = Connection(ours.detach())
         self.reader = Thread(target=self._read, name=f"reader of {name}", daemon=True)
         self.reader.start()
@@ -251,13 +237,44 @@ class Engine(EngineCalls):
             outcome = f"exit code {self.process.wait(CLOSE_SECONDS)}"
         except subprocess.TimeoutExpired:
             outcome = self._undead()
-        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
         return EngineError(
-            f"engine {self.name} died in '{method}' ({outcome}); {self.log} ends:\n{tail}"
+            f"engine {self.name} died in '{method}' ({outcome}); {self.log} ends:\n"
+            f"{last_lines(self.log)}"
         )
 
     def _undead(self) -> str:
         return f"process {self.process.pid} does not end within {CLOSE_SECONDS:.0f} s"
+
+
+def start_guarded(
+    command: list[str], environment: dict[str, str], log: Path, socket: int = NO_SOCKET
+) -> subprocess.Popen:
+    """Runs `python -m COMMAND` under the guard, whose process is returned.
+
+    Args:
+        command: a module and its arguments; the guard's process id is added to them.
+        environment: set on top of this process's own.
+        log: what output is appended to.
+        socket: a file descriptor that the module is to have.
+    """
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(_TORCHRUN)}
+    guard = ["grpo_mcore.rollout.guard", str(os.getpid()), str(socket)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", *guard, *command],
+            env=inherited | environment,
+            pass_fds=[] if socket == NO_SOCKET else [socket],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is this process's to act on
+        )
+
+
+def last_lines(log: Path) -> str:
+    """What a log ends with."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
 
 
 def _phase(method: str) -> str:

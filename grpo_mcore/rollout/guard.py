@@ -1,6 +1,7 @@
-"""The process around an engine: `python -m grpo_mcore.rollout.guard SOCKET PARENT` runs the
-engine's process with file descriptor SOCKET and, when that one or process PARENT ends, or on
-SIGTERM, ends every process the engine has started and removes what they leave.
+"""The process around an engine: `python -m grpo_mcore.rollout.guard PARENT SOCKET MODULE ...` runs
+the engine, `python -m MODULE ... GUARD`, where GUARD is this process's id, with file descriptor
+SOCKET (-1: none). When the engine or process PARENT ends, or on SIGTERM, it ends every process the
+engine has started and removes what they leave.
 
 Nothing else can be relied on for that: vLLM's workers notice the engine's death only between two
 calls, and a killed engine leaves the sockets, files and shared memory it has made. This process
@@ -16,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ENGINE = "grpo_mcore.rollout.child"
+NO_SOCKET = -1
 SHARED_MEMORY = Path("/dev/shm")
 LONGEST_DIRECTORY = 48
 """Characters of a directory for temporary files in which sockets of vLLM's find room."""
@@ -33,7 +34,7 @@ def end_with_parent(parent: int, signal_number: int) -> bool:
 
 
 def main() -> None:
-    socket, parent = map(int, sys.argv[1:])
+    parent, socket = map(int, sys.argv[1:3])
     awaited = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     if not end_with_parent(parent, signal.SIGTERM):
@@ -45,11 +46,12 @@ def main() -> None:
     directory = tempfile.mkdtemp(prefix="grpo_mcore-", dir=None if is_short else "/tmp")
     engine = os.posix_spawn(
         sys.executable,
-        [sys.executable, "-m", ENGINE, str(socket), str(os.getpid())],
+        [sys.executable, "-m", *sys.argv[3:], str(os.getpid())],
         os.environ | {"TMPDIR": directory, "VLLM_RPC_BASE_PATH": directory},
         setsigmask=[],
     )
-    os.close(socket)  # so that the engine's end of it closes with the engine
+    if socket != NO_SOCKET:
+        os.close(socket)  # so that the engine's end of it closes with the engine
     code = None
     while code is None and signal.sigwait(awaited) == signal.SIGCHLD:
         code = _reap().get(engine)

@@ -94,17 +94,22 @@ class EngineSpec:
             # Workers are given slots of buckets as Python objects, from this program only.
             "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
         }
-        if device.is_cuda():
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            first = int(os.environ.get("LOCAL_RANK", 0))
-            numbers = range(first, first + self.tensor_parallel)
-            names = visible.split(",") if visible else None
-            mine = [names[n] if names else str(n) for n in numbers]
-            return environment | {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
-        return environment | {
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores
-            "TORCHDYNAMO_DISABLE": "1",  # compiling one small sampling function takes 10 s
-            # Repacking of layers at every sync leaves holes in the heap; these go back to the
-            # system.
-            "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
-        }
+        return environment | device_environment(self.tensor_parallel)
+
+
+def device_environment(tensor_parallel: int) -> dict[str, str]:
+    """Variables of vLLM's processes that depend on the device: on GPUs they have `tensor_parallel`
+    of them, this process's own and those after it."""
+    if device.is_cuda():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        first = int(os.environ.get("LOCAL_RANK", 0))
+        numbers = range(first, first + tensor_parallel)
+        names = visible.split(",") if visible else None
+        mine = [names[n] if names else str(n) for n in numbers]
+        return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores
+        "TORCHDYNAMO_DISABLE": "1",  # compiling one small sampling function takes 10 s
+        # Repacking of layers at every sync leaves holes in the heap; these go back to the system.
+        "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+    }

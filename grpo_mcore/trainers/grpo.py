@@ -36,6 +36,7 @@ from grpo_mcore.trainers.base import BaseTrainer, Session
 from grpo_mcore.trainers.engines import spec_of_trained, start_engines
 from grpo_mcore.trainers.grpo_job import check_grpo
 from grpo_mcore.trainers.grpo_session import ENVIRONMENT_REWARD, GRPOSession
+from grpo_mcore.trainers.judges import check_judge_used
 from grpo_mcore.trainers.preflight import check_reference
 
 TEACHING = (
@@ -206,6 +207,7 @@ class GRPOTrainer(BaseTrainer):
         self._check_reference()
         columns = {*self.job.train.columns} - {self.job.prompt_column}
         sources, environment = self.reward_sources, self.job.environment
+        check_judge_used(sources)
         if environment and environment.gives_reward:
             sources = [*sources, _environment_reward(environment.name)]
             columns.add(ENVIRONMENT_REWARD)

@@ -150,7 +150,8 @@ def choose_layout(config: TrainingConfig, shape: ModelShape, world_size: int) ->
 def choose_layouts(
     config: TeacherGRPOConfig, shapes: dict[str, ModelShape], world_size: int
 ) -> tuple[str, dict[str, Layout]]:
-    """Placement and the layout of each role, as asked for or fitted to `world_size`.
+    """Placement and the layout of each role, as asked for or fitted to `world_size`; of a judge
+    where it has ranks of its own.
 
     Raises:
         ConfigError: when what was asked for does not fit, or nothing does.
@@ -181,18 +182,26 @@ def choose_layouts(
             layout, shapes["student"], config.student
         )
 
-    chosen = fit_roles(world_size, config.layout.placement, teacher_fits, student_fits)
+    placement, judge = config.layout.placement, None
+    if placement == "auto":
+        placement = "colocated" if world_size == 1 else "separate"
+    if config.judge.path and placement == "separate":
+        judge = Layout(config.judge.tensor_parallel)
+    others = world_size - (judge.size if judge else 0)
+    chosen = fit_roles(others, placement, teacher_fits, student_fits)
     if chosen is None:
         raise ConfigError(
             f"layout.teacher={config.layout.teacher} layout.student={config.layout.student} "
             f"layout.placement={config.layout.placement}: does not fit {world_size} processes"
+            + (f", {judge.size} of them the judge's" if judge else "")
             + _needed(config, asked)
         )
-    placement, teacher, student = chosen
-    return placement, {
+    _, teacher, student = chosen
+    layouts = {
         "teacher": with_experts(teacher, config.teacher),
         "student": with_experts(student, config.student),
     }
+    return placement, layouts | ({"judge": judge} if judge else {})
 
 
 def _needed(config: TeacherGRPOConfig, asked: dict[str, Layout | None]) -> str:

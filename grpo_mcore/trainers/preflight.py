@@ -4,9 +4,17 @@ Every rank checks the same and comes to the same result, so no rank waits for on
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig, TrainingConfig
+from grpo_mcore import device
+from grpo_mcore.config import (
+    ConfigError,
+    JudgeServerConfig,
+    ModelConfig,
+    TeacherGRPOConfig,
+    TrainingConfig,
+)
 from grpo_mcore.data.questions import Question, load_questions
 from grpo_mcore.data.tokenizer import Tokenizer, saved_tokenizer
 from grpo_mcore.errors import FilesError
@@ -60,7 +68,10 @@ class Job:
             f"{name} {layout} (TPxPPxDP) with {self.engines[name]} "
             f"engine{'s' if self.engines[name] > 1 else ''}"
             for name, layout in self.layouts.items()
+            if name in self.engines
         )
+        if "judge" in self.layouts:
+            roles += f", judge on {self.layouts['judge'].size}"
         line = f"layout: {self.placement}: {roles}"
         return (
             f"{line}\ndata: {self.dropped} questions dropped as too long" if self.dropped else line
@@ -98,7 +109,8 @@ def check_job(
     check_adapters(config, config.teacher, shapes["teacher"])
     config = with_batches(config, layouts["teacher"].data)
     rollout = config.rollout
-    engines = {role: count_engines(rollout, role, layouts[role], shapes[role]) for role in layouts}
+    engines = {role: count_engines(rollout, role, layouts[role], shapes[role]) for role in shapes}
+    check_judge(config.judge, placement)
     data = config.data
     train_key, source = "train_dataset", train_dataset
     if source is None:
@@ -199,6 +211,27 @@ def check_adapters(config: TrainingConfig, model: ModelConfig, shape: ModelShape
     for key in ("fp8", "fp8_param"):
         if getattr(model, key):
             raise ConfigError(f"peft_config: adapters cannot be trained beside {key}")
+
+
+def check_judge(judge: JudgeServerConfig, placement: str) -> None:
+    """Checks the run's own judge, if it has one.
+
+    Raises:
+        ConfigError: for one that cannot be served.
+    """
+    key, path = f"judge.path={judge.path}", judge.path
+    if path is None:
+        return
+    if placement == "colocated" and device.is_cuda():
+        raise ConfigError(
+            f"{key}: needs GPUs of its own; set layout.placement=separate and start "
+            f"{judge.tensor_parallel} more processes, or name a server in "
+            "reward_system.small.base_url"
+        )
+    if not (Path(path) / "config.json").is_file():
+        raise ConfigError(f"{key}: is no directory with a model's config.json")
+    if not load_tokenizer("judge.path", path).inner.chat_template:
+        raise ConfigError(f"{key}: its tokenizer has no chat template, which a judge needs")
 
 
 def load_tokenizer(key: str, path: str, tokenizer: Any = None) -> Tokenizer:

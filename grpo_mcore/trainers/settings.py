@@ -258,6 +258,10 @@ def _check_numbers(config: TeacherGRPOConfig) -> None:
     check_choice("layout.placement", config.layout.placement, ("auto", "separate", "colocated"))
     for key in ("baseline_samples", "max_probe_tokens"):
         _at_least(key, getattr(config, key), 1)
+    _at_least("judge.tensor_parallel", config.judge.tensor_parallel, 1)
+    if config.judge.max_model_len is not None:
+        _at_least("judge.max_model_len", config.judge.max_model_len, 1)
+    check_choice("judge.dtype", config.judge.dtype, ("auto", "float32", "bfloat16", "float16"))
     if config.max_answer_tokens is not None:
         _at_least("max_answer_tokens", config.max_answer_tokens, 1)
     for key in ("student_temperature", "data.eval_size"):

@@ -43,6 +43,7 @@ from grpo_mcore.trainers.base import Attendance, Session
 from grpo_mcore.trainers.engines import spec_of_trained, start_engines
 from grpo_mcore.trainers.grpo import GRPOTrainer
 from grpo_mcore.trainers.grpo_session import GRPOSession
+from grpo_mcore.trainers.judges import JudgeAttendance, JudgeLink, check_judge_used
 from grpo_mcore.trainers.loop import Start
 from grpo_mcore.trainers.named_rewards import rewards_of
 from grpo_mcore.trainers.preflight import Job, check_job, read_questions
@@ -238,6 +239,7 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         if self.use_reference_teacher_model and stop is not None:
             raise ConfigError(f"rollout.mismatch_stop={stop}: leave it out with {USES_REFERENCE}")
         self.reward_sources = self.reward_sources or rewards_of(self.args)
+        check_judge_used(self.reward_sources, self.args.judge.path)
         columns = {*self.job.train[0].columns, *LESSON_COLUMNS}
         self.rewards = self._specs(self.reward_sources, columns)
         for source in self.reward_sources:
@@ -248,8 +250,12 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         return self.job.layouts, self.job.placement, self.args.rollout.deadline_seconds
 
     def _open_session(self, world: World, cleanup: ExitStack) -> Session | Attendance:
-        start = student = None
+        start = student = judge = None
+        if "judge" in world.roles:
+            return JudgeAttendance(self.args, world, cleanup)
         if "teacher" in world.roles:
+            if self.args.judge.path:
+                judge = JudgeLink(self.args, world, cleanup)
             start = self._choose_start(world, "teacher")
         if "student" in world.roles:
             pool = start_role_engines(world.roles["student"], self.args, self.job, world.mailbox)
@@ -259,7 +265,10 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
             return StudentAttendance(student, world)
         pool = start_role_engines(world.roles["teacher"], self.args, self.job, world.mailbox)
         cleanup.callback(pool.close)
-        return TeacherSession(self, world, pool, start, student)
+        session = TeacherSession(self, world, pool, start, student, judge)
+        if judge:
+            judge.tell(self.reward_sources)
+        return session
 
     def _open_evals(self, datasets: Any) -> dict[str, list[Question]]:
         return {"eval": read_questions(self.args, self.job, datasets)}
@@ -368,7 +377,9 @@ class TeacherSession(GRPOSession):
         pool: RolloutPool,
         start: Start,
         local: LocalStudent | None,
+        judge: JudgeLink | None,
     ):
+        self.judge = judge
         self.prefetched: dict[str, PendingAttempts] = {}
         self.recorded: dict[str, dict] = {}
         config, job = trainer.args, trainer.job
@@ -538,6 +549,8 @@ class TeacherSession(GRPOSession):
 
     def rest(self) -> None:
         self.student.close()
+        if self.judge:
+            self.judge.rest()
 
 
 def _as_json(reward: Tensor) -> float | None:

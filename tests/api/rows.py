@@ -206,9 +206,21 @@ ROWS = {
     82: Row("`diagnostic_probe`", "a DiagnosticResult of a task; its errors by type"),
     83: Row("`DiagnosticResult`", "capability, confidence, gaps, quality, tokens"),
     84: Row("`generate_guidance`", "long, middling or short guidance by capability"),
-    85: Row("`RIMReward`", "a reward, and each judge's scores, principles and rationales"),
-    86: Row("`rim_rewards`, `rim_explanations`", "what the judges said, logged apart"),
-    87: Row("`interpretation.yaml`, `interpretation_offline.yaml`", "judges by Hydra override"),
+    85: Row(
+        "`RIMReward`",
+        "a reward, and each judge's scores, principles and rationales",
+        "the dictionary comes with `return_info_dict=True`; a judge that fails is None, not 0",
+    ),
+    86: Row(
+        "`rim_rewards`, `rim_explanations`",
+        "what the judges said, logged apart",
+        "`rim_rewards/<judge>` are metrics, `rim_explanations` a column of the completions",
+    ),
+    87: Row(
+        "`interpretation.yaml`, `interpretation_offline.yaml`",
+        "judges by Hydra override",
+        "`reward_system=interpretation_offline`, with `rewards=[rim]`",
+    ),
     "A1": Row(
         "the loss's prompt",
         "samples from the adaptive prompt; loss, KL and reference see the bare question",
@@ -284,6 +296,6 @@ ROWS = {
 }
 
 NOT_YET = {
-    **dict.fromkeys(range(82, 88), "built with the adaptive teaching work"),
+    **dict.fromkeys(range(82, 85), "built with the adaptive teaching work"),
 }
 """Row -> what is missing where no test shows it, or tests show a part of it."""
