@@ -361,17 +361,12 @@ class TeacherGRPOConfig(TrainingConfig, GroupConfig, TeachingConfig):
 
     num_prompts_per_step: int | None = 16
     rewards: list[str] = field(default_factory=lambda: ["adaptive"])
-<<<<<<< HEAD
-    """Where the trainer is given no `reward_funcs`: "adaptive" (AdaptiveTeachingReward),
-    "leak_penalty" (-1 where a teaching gives the answer away) or "package.module:function",
-    weighed by `reward_weights`."""
-=======
     """Where the trainer is given no `reward_funcs`: "adaptive" (AdaptiveTeachingReward), "rim"
-    (RIMReward) or "package.module:function", weighed by `reward_weights`."""
+    (RIMReward), "leak_penalty" (-1 where a teaching gives the answer away) or
+    "package.module:function", weighed by `reward_weights`."""
     reward_system: RewardSystemConfig = field(default_factory=RewardSystemConfig)
     """Of "rim"."""
     judge: JudgeServerConfig = field(default_factory=JudgeServerConfig)
->>>>>>> w_rim
 
     # As in ATLAS, which corrects neither.
     use_bias_correction_kl: bool = False

@@ -5,12 +5,8 @@ from pathlib import Path
 
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.config.functions import load_function
-<<<<<<< HEAD
 from grpo_mcore.rewards import AdaptiveTeachingReward, RewardSource, leak_penalty
-=======
-from grpo_mcore.rewards import AdaptiveTeachingReward, RewardSource
 from grpo_mcore.rewards.rim import RIMReward
->>>>>>> w_rim
 
 
 def _adaptive(config: TeacherGRPOConfig) -> AdaptiveTeachingReward:
@@ -22,11 +18,6 @@ def _adaptive(config: TeacherGRPOConfig) -> AdaptiveTeachingReward:
     )
 
 
-<<<<<<< HEAD
-NAMED: dict[str, Callable[[TeacherGRPOConfig], RewardSource]] = {
-    "adaptive": _adaptive,
-    "leak_penalty": lambda config: leak_penalty,
-=======
 def _rim(config: TeacherGRPOConfig) -> RIMReward:
     return RIMReward(config=config.reward_system)
 
@@ -34,7 +25,7 @@ def _rim(config: TeacherGRPOConfig) -> RIMReward:
 NAMED: dict[str, Callable[[TeacherGRPOConfig], RewardSource]] = {
     "adaptive": _adaptive,
     "rim": _rim,
->>>>>>> w_rim
+    "leak_penalty": lambda config: leak_penalty,
 }
 """Name in `rewards` -> what makes the reward function."""
 
