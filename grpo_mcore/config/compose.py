@@ -65,7 +65,7 @@ def compose_config(config_dir: Path, experiment: str, overrides: list[str]) -> T
 
 def override_config(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> TeacherGRPOConfig:
     """The configuration that a run has `saved` (nothing: the default one), with `settings`, whose
-    keys may be dotted.
+    keys may be dotted. What has no value anywhere is "".
 
     Raises:
         ConfigError: for an unknown key, or a value of the wrong type.
@@ -79,6 +79,8 @@ def override_config(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> Te
             if dataclasses.is_dataclass(value):
                 value = dataclasses.asdict(value)
             OmegaConf.update(tree, key, value)
+        for key in OmegaConf.missing_keys(tree):
+            OmegaConf.update(tree, key, "")
         return OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
         raise _one_line(error, known) from error

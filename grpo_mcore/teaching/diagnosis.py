@@ -96,8 +96,8 @@ def diagnose(
 
 
 def capability(agreement: float, likelihood: float, grade: float) -> float:
-    """The geometric mean of the student's own evidence and the teacher's, of equal weight: a student
-    that is sure of a plan the teacher rejects is as weak as one that is unsure of a good plan.
+    """The geometric mean of the student's own evidence and the teacher's, of equal weight: who is
+    sure of a plan that the teacher rejects is as weak as who is unsure of a good one.
     (Opinions pooled by their logarithms: Genest and Zidek 1986, Statistical Science 1.)"""
     return grade**0.5 * agreement**0.25 * likelihood**0.25
 

@@ -27,8 +27,8 @@ PROBES = 5
 
 @dataclass(frozen=True)
 class StudentWork:
-    """Texts the student wrote, and when its engines worked (seconds since the epoch). Of probes also
-    the log-probabilities of each text's tokens."""
+    """Texts the student wrote, and when its engines worked (seconds since the epoch). Of `probes`
+    also the log-probabilities of each text's tokens."""
 
     texts: list[str]
     started: float

@@ -90,8 +90,8 @@ def check_task(task: str) -> None:
 
 
 class Tutoring:
-    """A teacher's engines and a student, for one task at a time. Every method is called by all ranks
-    of the teacher, with the same arguments."""
+    """A teacher's engines and a student, for one task at a time. Every method is called by all
+    ranks of the teacher, with the same arguments."""
 
     def __init__(
         self,
