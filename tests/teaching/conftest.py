@@ -71,16 +71,16 @@ def classroom_models(tmp_path_factory) -> SimpleNamespace:
         grades = ("5", f"2\n- {GAP}", f"1\n- a{stray()}")
         return text, grades[number % 3] if name == "grading" else GUIDANCE[name]
 
-    train(root / "teacher", [lesson(number) for number in range(120 * 32)])
-    train(root / "strong", student(lambda item: " i would add.")[: 25 * 32])
+    train(root / "teacher", [lesson(number) for number in range(400 * 8)])
+    train(root / "strong", student(lambda item: " i would add.")[: 120 * 8])
     train(
         root / "weak",
-        student(lambda item: " i would multiply." if item == "cards" else stray())[: 40 * 32],
+        student(lambda item: " i would multiply." if item == "cards" else stray())[: 200 * 8],
     )
     return SimpleNamespace(**{name: str(root / name) for name in ("teacher", "strong", "weak")})
 
 
-def train(directory: Path, pairs: list[tuple[str, str]], batch: int = 32) -> None:
+def train(directory: Path, pairs: list[tuple[str, str]], batch: int = 8) -> None:
     """Writes a small model that completes prompts as `pairs` do, each seen once, in order."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
