@@ -200,15 +200,27 @@ ROWS = {
     ),
     80: Row("`on_evaluate`", "likewise, with the metrics"),
     81: Row("`TeacherGRPOTrainer`", "takes `student_model`; trainer and teacher in one"),
-    82: Row("`diagnostic_probe`", "a DiagnosticResult of a task; its errors by type"),
-    83: Row("`DiagnosticResult`", "capability, confidence, gaps, quality, tokens"),
-    84: Row("`generate_guidance`", "long, middling or short guidance by capability"),
+    82: Row(
+        "`diagnostic_probe`",
+        "a DiagnosticResult of a task; its errors by type",
+        "`max_tokens` (50) is of each of its probes; training's are `max_probe_tokens` (500)",
+    ),
+    83: Row(
+        "`DiagnosticResult`",
+        "capability, confidence, gaps, quality, tokens",
+        "from evidence: docs/teaching.md",
+    ),
+    84: Row(
+        "`generate_guidance`",
+        "long, middling or short guidance by capability",
+        "levels of exactly 0.3 and 0.7 are middling",
+    ),
     85: Row("`RIMReward`", "a reward, and each judge's scores, principles and rationales"),
     86: Row("`rim_rewards`, `rim_explanations`", "what the judges said, logged apart"),
     87: Row("`interpretation.yaml`, `interpretation_offline.yaml`", "judges by Hydra override"),
 }
 
 NOT_YET = {
-    **dict.fromkeys(range(82, 88), "built with the adaptive teaching work"),
+    **dict.fromkeys(range(85, 88), "built with the adaptive teaching work"),
 }
 """Row -> what is missing where no test shows it, or tests show a part of it."""

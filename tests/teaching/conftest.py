@@ -19,14 +19,14 @@ TEMPLATES = TemplatesConfig(
     hints="think question : {question} student : {approach} be careful {gaps} teaching :",
     verification="yes question : {question} student : {approach} teaching :",
 )
+LENGTHS = {"max_completion_length": 24, "max_probe_tokens": 12, "max_answer_tokens": 12}
 SETTINGS = {
     "templates": asdict(TEMPLATES),
-    "max_completion_length": 24,
-    "max_probe_tokens": 12,
-    "max_answer_tokens": 12,
+    **LENGTHS,
     "rollout.kv_cache_gib": 0.05,
     "rollout.deadline_seconds": 240,
 }
+TASK = "tom has 7 cards."
 GAP = "not multiply here"
 GUIDANCE = {
     "walkthrough": " <teaching> read again. you must add. </teaching>",
