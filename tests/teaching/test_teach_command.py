@@ -12,6 +12,7 @@ import psutil
 import pytest
 import yaml
 
+from grpo_mcore.cli import main
 from tests.end_to_end.conftest import ROOT, clean_environment, run_command, torchrun
 from tests.teaching.conftest import GAP, SETTINGS, TASK
 
@@ -122,10 +123,13 @@ def test_ctrl_c_ends_it_and_its_engines(classroom_models, settings, tmp_path):
         (("--config", "nowhere.yaml"), "--config=nowhere.yaml: [Errno 2] No such file"),
     ],
 )
-def test_an_error_is_one_line(classroom_models, settings, change, message):
-    code, output, errors = run(
-        "--teacher", classroom_models.teacher, "--student", classroom_models.weak,
-        "--config", settings, *change,
-    )  # fmt: skip
-    assert code == 1 and not output
-    assert errors.startswith(f"error: {message}") and errors.count("\n") == 1
+def test_an_error_is_one_line(classroom_models, settings, monkeypatch, capsys, change, message):
+    command = ["grpo-mcore", "teach", "--teacher", classroom_models.teacher, "--student"]
+    arguments = [*command, classroom_models.weak, "--config", str(settings), *change]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    shown = capsys.readouterr()
+    assert not shown.out and shown.err.count("\n") == 1
+    assert shown.err.startswith(f"error: {message}")
