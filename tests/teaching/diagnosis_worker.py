@@ -1,5 +1,5 @@
-"""Trains a teacher for a step, then asks it of its student, on every rank of a job; prints what each
-was told, as a JSON line.
+"""Trains a teacher for a step, then asks it of its student, on every rank of a job; prints what
+each was told, as a JSON line.
 
 torchrun ... diagnosis_worker.py TEACHER STUDENT OUTPUT_DIR
 """
