@@ -13,6 +13,8 @@ _HOMES = {
     "TeacherGRPOConfig": "grpo_mcore.config",
     "SFTConfig": "grpo_mcore.config",
     "TeacherGRPOTrainer": "grpo_mcore.trainers",
+    "Tutor": "grpo_mcore.trainers.tutor",
+    "DiagnosticResult": "grpo_mcore.teaching.diagnosis",
     "SFTTrainer": "grpo_mcore.trainers",
     "DPOConfig": "grpo_mcore.config",
     "DPOTrainer": "grpo_mcore.trainers",

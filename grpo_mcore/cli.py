@@ -15,13 +15,31 @@ def main() -> None:
     starter.add_argument("overrides", nargs=argparse.REMAINDER)
     reporter = commands.add_parser("report", help="write RUN_DIR/report.html of a run")
     reporter.add_argument("run_dir", type=Path, help="the run's output_dir")
-    arguments = parser.parse_args()
-    if arguments.command == "report":
-        return _report(arguments.run_dir)
+    tutor = commands.add_parser(
+        "teach", help="let a trained teacher diagnose and teach a student, task by task"
+    )
+    model = "a Hugging Face directory or hub id, or a run's checkpoint(s)"
+    tutor.add_argument("--teacher", required=True, help=model)
+    tutor.add_argument("--student", required=True, help=model)
+    tutor.add_argument("--task", help="without it, each line of the input is one")
+    tutor.add_argument(
+        "--config", type=Path, help="YAML settings; default: those of the teacher's own run"
+    )
+    tutor.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further settings")
+    given = vars(parser.parse_args())
+    {"launch": _launch, "report": _report, "teach": _teach}[given.pop("command")](**given)
 
+
+def _launch(script: str, overrides: list[str]) -> None:
     from grpo_mcore.launch import launch
 
-    launch(arguments.script, arguments.overrides)
+    launch(script, overrides)
+
+
+def _teach(**given) -> None:
+    from grpo_mcore.teach import teach
+
+    teach(**given)
 
 
 def _report(run_dir: Path) -> None:

@@ -5,21 +5,17 @@ problems; every figure is an accuracy of the student, 0 to 1.
 """
 
 import random
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from examples.demo.problems import CONSTANT_HINTS, teaching_text
-from grpo_mcore.config import ModelConfig, TeacherGRPOConfig
+from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.data.questions import Question, load_questions
-from grpo_mcore.models.build import load_model
-from grpo_mcore.parallel.world import join
 from grpo_mcore.teaching.classroom import Classroom
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
-from grpo_mcore.trainers.preflight import Job, check_job
-from grpo_mcore.trainers.teacher_grpo import ready_student, start_role_engines
-from grpo_mcore.training.policy import release
-from grpo_mcore.weights.sync import WeightSync
+from grpo_mcore.trainers.preflight import check_job
+from grpo_mcore.trainers.stored import StoredModel
+from grpo_mcore.trainers.tutor import open_engines
 
 
 def measure(config: TeacherGRPOConfig, trained: Path, unseen: Path) -> dict:
@@ -31,26 +27,16 @@ def measure(config: TeacherGRPOConfig, trained: Path, unseen: Path) -> dict:
     """
     config, job = check_job(config, world_size=1)
     data = config.data
-    with (
-        join(job.layouts, job.placement, config.rollout.deadline_seconds) as world,
-        ExitStack() as cleanup,
-    ):
-        roles = world.roles
-        pools = {name: start_role_engines(role, config, job) for name, role in roles.items()}
-        for pool in pools.values():
-            cleanup.callback(pool.close)
-        student = ready_student(roles["student"], pools["student"], config, job)
-        pools["teacher"].wait_until_ready()
-        room = Classroom(student, pools["teacher"].generate, job.tokenizers["teacher"], config)
+    with open_engines(config, job) as engines:
+        room = Classroom(engines.student, engines.generate, job.tokenizers["teacher"], config)
         sets = {
             "held_out": job.eval,
             "unseen": load_questions(data, "unseen_wordings", str(unseen), "test"),
         }
         attempts = {name: _attempts(room, questions, name) for name, questions in sets.items()}
-        teacher = _TeacherEngine(world.roles["teacher"], pools["teacher"], config, job)
-        teacher.hold(config.teacher.path, 0)
+        engines.hold(StoredModel(config.teacher.path), 0)
         before = {name: _taught(room, held, name) for name, held in attempts.items()}
-        teacher.hold(str(trained), 1)
+        engines.hold(StoredModel(str(trained)), 1)
         after = {name: _taught(room, held, name) for name, held in attempts.items()}
         held_out = attempts["held_out"]
         hint, constant = _best_constant(room, held_out)
@@ -80,21 +66,6 @@ def measure(config: TeacherGRPOConfig, trained: Path, unseen: Path) -> dict:
         "unseen_wordings": unseen_figures["taught_after"],
         "unseen_wordings_figures": unseen_figures,
     }
-
-
-class _TeacherEngine:
-    """The teacher's engines, holding one model directory's weights after another's."""
-
-    def __init__(self, role, pool, config: TeacherGRPOConfig, job: Job):
-        self.role, self.pool, self.config, self.shape = role, pool, config, job.shapes["teacher"]
-
-    def hold(self, path: str, version: int) -> None:
-        self.pool.refill = lambda: self.hold(path, version)
-        model = ModelConfig(path=path, dtype=self.config.teacher.dtype)
-        chunks = load_model(self.shape, model, self.role, self.config.seed)
-        megabytes = self.config.rollout.bucket_megabytes
-        WeightSync(chunks, self.shape, self.role, self.pool, megabytes).push(version)
-        release(chunks)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ that a mistake is one line.
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -73,6 +75,42 @@ def read_section(path: str, schema: type[Section]) -> Section:
         return OmegaConf.to_object(tree)
     except (OmegaConfBaseException, yaml.YAMLError, OSError) as error:
         raise ConfigError(f"{path}: {_one_line(error, keys_of(schema))}") from error
+
+
+def override_config(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> TeacherGRPOConfig:
+    """The configuration that a run has `saved` (nothing: the default one), with `settings`, whose
+    keys may be dotted. What has no value anywhere is "".
+
+    Raises:
+        ConfigError: for an unknown key, or a value of the wrong type.
+    """
+    known = keys_of(TeacherGRPOConfig)
+    try:
+        tree = OmegaConf.merge(OmegaConf.structured(TeacherGRPOConfig), saved)
+        for key, value in settings.items():
+            if key not in known:
+                raise unknown_key(key, known)
+            if dataclasses.is_dataclass(value):
+                value = dataclasses.asdict(value)
+            OmegaConf.update(tree, key, value)
+        for key in OmegaConf.missing_keys(tree):
+            OmegaConf.update(tree, key, "")
+        return OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise _one_line(error, known) from error
+
+
+def parse_overrides(texts: list[str]) -> dict[str, Any]:
+    """Hydra overrides, KEY=VALUE each, as keys and values.
+
+    Raises:
+        ConfigError: for one that is none.
+    """
+    known = keys_of(TeacherGRPOConfig)
+    for text in texts:
+        _check_override(text, {}, known)
+    parsed = OverridesParser.create().parse_overrides(texts)
+    return {override.key_or_group: override.value() for override in parsed}
 
 
 def _check_override(text: str, groups: dict[str, list[str]], known: dict[str, type]) -> None:

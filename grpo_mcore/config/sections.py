@@ -103,6 +103,34 @@ class TemplatesConfig:
         "{question}\n\nA teacher's guidance:\n{teaching}\n\nSolve this step by step, using the "
         "guidance, and put your final answer inside <solution> and </solution>."
     )
+    grading: str = (
+        "A student is about to solve this problem:\n{question}\n\nThe student's plan:\n"
+        "{approach}\n\nGrade the plan from 1 (leads nowhere) to 5 (leads to the right answer "
+        "and lacks nothing). Write the grade alone on the first line. Below 5, write under it what "
+        "the student does not know or overlooks: one gap a line, each line beginning with '- '."
+    )
+    """What the teacher grades an approach by; its answer is held to this form."""
+    walkthrough: str = (
+        "A student is about to solve this problem:\n{question}\n\nThe student's plan:\n"
+        "{approach}\n\nWhat the student lacks:\n{gaps}\n\nThis student cannot solve the problem "
+        "alone. Inside <teaching> and </teaching> go through the solution step by step and give "
+        "the reason for each step; leave only the last one to the student. Never state the answer."
+    )
+    """Guidance for a capability below 0.3."""
+    hints: str = (
+        "A student is about to solve this problem:\n{question}\n\nThe student's plan:\n"
+        "{approach}\n\nWhat the student lacks:\n{gaps}\n\nThis student is on the way. Inside "
+        "<teaching> and </teaching> give two or three hints that lead on from the plan, and do no "
+        "step for the student. Never state the answer."
+    )
+    """From 0.3 to 0.7."""
+    verification: str = (
+        "A student is about to solve this problem:\n{question}\n\nThe student's plan:\n"
+        "{approach}\n\nThis student can solve the problem. Inside <teaching> and </teaching> "
+        "confirm the plan in a sentence, and name one thing to check at the end. Never state the "
+        "answer."
+    )
+    """Above 0.7."""
 
 
 @dataclass

@@ -7,8 +7,8 @@ while the teacher trains.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 from grpo_mcore import device
 from grpo_mcore.config import TeacherGRPOConfig
@@ -21,14 +21,19 @@ from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Request, request_seed
 
+PROBES = 5
+"""Sampled for a diagnosis."""
+
 
 @dataclass(frozen=True)
 class StudentWork:
-    """Texts the student wrote, and when its engines worked (seconds since the epoch)."""
+    """Texts the student wrote, and when its engines worked (seconds since the epoch). Of `probes`
+    also the log-probabilities of each text's tokens."""
 
     texts: list[str]
     started: float
     finished: float
+    log_probs: list[list[float]] = field(default_factory=list)
 
 
 class Pending(Protocol):
@@ -47,7 +52,9 @@ class Finished:
 
 class Asker(Protocol):
     """`attempts` gives all unaided answers, question by question (`baseline_samples` each), then
-    one approach for each question. `taught_answers` gives one answer for each pair.
+    one approach for each question. `taught_answers` gives one answer for each pair, `probes` PROBES
+    approaches to one question, sampled at temperature 1. `tell` makes something known to processes
+    that only carry the student.
 
     `keys` seed the sampling: one for each question or pair."""
 
@@ -56,6 +63,10 @@ class Asker(Protocol):
     def taught_answers(
         self, questions: list[str], teachings: list[str], keys: list[str]
     ) -> Pending: ...
+
+    def probes(self, question: str, max_tokens: int, key: str) -> Pending: ...
+
+    def tell(self, answer: Any) -> None: ...
 
     def close(self) -> None: ...
 
@@ -108,16 +119,25 @@ class Student:
             ]
         )
 
+    def probes(self, question: str, max_tokens: int, key: str) -> Pending:
+        prompt = fill(self.config.templates.diagnostic, question=question)
+        seeds = [request_seed(self.config.seed, key, "probe", n) for n in range(PROBES)]
+        requests = [self._request(prompt, max_tokens, seed, 1.0) for seed in seeds]
+        return self._submit(requests, with_log_probs=True)
+
     def rest(self) -> None:
         """Frees the device memory of engines that share it with a teacher at work."""
         if self.sleeps:
             self.pool.sleep()
 
-    def _request(self, prompt: str, max_tokens: int, seed: int) -> Request:
-        tokens = self.tokenizer.encode_prompt(prompt)
-        return Request(tokens, max_tokens, seed, self.config.student_temperature)
+    def _request(
+        self, prompt: str, max_tokens: int, seed: int, temperature: float | None = None
+    ) -> Request:
+        if temperature is None:
+            temperature = self.config.student_temperature
+        return Request(self.tokenizer.encode_prompt(prompt), max_tokens, seed, temperature)
 
-    def _submit(self, requests: list[Request]) -> Pending:
+    def _submit(self, requests: list[Request], with_log_probs: bool = False) -> Pending:
         ticket = self.pool.submit(requests)
         if self.sleeps:
             ticket.result()
@@ -126,7 +146,8 @@ class Student:
         def finish() -> StudentWork:
             generated = ticket.result()
             texts = [self.tokenizer.decode(c.tokens) for c in generated.completions]
-            return StudentWork(texts, generated.started, generated.finished)
+            log_probs = [c.log_probs for c in generated.completions] if with_log_probs else []
+            return StudentWork(texts, generated.started, generated.finished, log_probs)
 
         return _Once(finish)
 
@@ -138,6 +159,9 @@ class LocalStudent(Student):
     def __init__(self, pool: RolloutPool, tokenizer: Tokenizer, config: TeacherGRPOConfig):
         super().__init__(pool, tokenizer, config)
         self.sleeps = device.is_cuda() and not config.disable_student_offloading
+
+    def tell(self, answer: Any) -> None:
+        """Nobody: every process carries the teacher too."""
 
     def close(self) -> None:
         """Nothing to tell: the student's engines end with the trainer's."""
@@ -158,6 +182,12 @@ class RemoteStudent:
         self, questions: list[str], teachings: list[str], keys: list[str]
     ) -> Pending:
         return self._ask("taught_answers", questions=questions, teachings=teachings, keys=keys)
+
+    def probes(self, question: str, max_tokens: int, key: str) -> Pending:
+        return self._ask("probes", question=question, max_tokens=max_tokens, key=key)
+
+    def tell(self, answer: Any) -> None:
+        self._ask("tell", answer=answer)
 
     def close(self) -> None:
         """Lets the student's ranks end."""
@@ -183,7 +213,7 @@ class RemoteStudent:
         return _Once(finish)
 
 
-def serve(student: Student, role: Role, mailbox: Mailbox, number: int = 0) -> int:
+def serve(student: Student, role: Role, mailbox: Mailbox, number: int = 0) -> tuple[int, Any]:
     """Answers the teacher's questions in order until it says stop. Runs on the student's ranks.
     Why its engines cannot answer is told to the teacher too, which saves before it stops.
 
@@ -191,19 +221,23 @@ def serve(student: Student, role: Role, mailbox: Mailbox, number: int = 0) -> in
         number: of the first question to come.
 
     Returns:
-        That of the next one.
+        That of the next one, and what the teacher told last (None: nothing).
     """
+    told = None
     while True:
         method, arguments = mailbox.take(f"question {number}", "teacher", role)
+        number += 1
         if method == "stop":
-            return number + 1
+            return number, told
+        if method == "tell":
+            told = arguments["answer"]
+            continue
         try:
             answer = asdict(getattr(student, method)(**arguments).result())
         except EngineError as error:  # the same on all ranks
             answer = {"failure": str(error)}
         if role.rank == 0:
-            mailbox.post(f"answer {number}", answer)
-        number += 1
+            mailbox.post(f"answer {number - 1}", answer)
 
 
 class _Once:

@@ -10,12 +10,9 @@ from pathlib import Path
 import torch
 from torch.nn import ModuleList
 
-from grpo_mcore.checkpoint import folder
-from grpo_mcore.checkpoint.resume import find_checkpoint
-from grpo_mcore.checkpoint.run import load_model_only
 from grpo_mcore.config import ConfigError, ModelConfig, RolloutConfig, TrainingConfig
 from grpo_mcore.data.tokenizer import Tokenizer
-from grpo_mcore.models.build import build_model, load_weights
+from grpo_mcore.models.build import load_weights
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.grid import Layout
@@ -27,6 +24,7 @@ from grpo_mcore.trainers.engines import start_engines
 from grpo_mcore.trainers.layouts import count_engines, never, why_not, with_experts
 from grpo_mcore.trainers.preflight import check_weights, load_tokenizer
 from grpo_mcore.trainers.settings import check_model
+from grpo_mcore.trainers.stored import check_stored, find_model
 from grpo_mcore.training.split import Split
 from grpo_mcore.weights.sync import WeightSync
 
@@ -99,21 +97,16 @@ def open_pair(
     Raises:
         ConfigError: for what cannot work, before anything loads.
     """
-    path, checkpoint = Path(arguments.model), None
-    if folder.step_of(path) is not None or (path / folder.LATEST).is_file():
-        checkpoint, _ = find_checkpoint(arguments.model, path)
-        path = checkpoint / folder.COMPANIONS
+    stored = find_model(arguments.model)
     model = ModelConfig(
-        str(path),
+        stored.directory,
         arguments.dtype,
         sequence_parallel=arguments.sequence_parallel,
         expert_parallel=arguments.expert_parallel,
         virtual_pipeline=arguments.virtual_pipeline,
     )
     check_model("model", model)
-    shape = read_shape("model", model.path)
-    if checkpoint is None:
-        check_weights("model", model.path, shape)
+    shape = check_stored("model", stored)
     if engine_model:
         if read_shape("engine_model", engine_model) != shape:
             raise ConfigError(f"engine_model={engine_model}: is not of the model's shape")
@@ -142,11 +135,7 @@ def open_pair(
         )
         pool = start_engines(role, spec, 1, rollout, log_dir)
         try:
-            chunks = build_model(shape, model, role, seed=0)
-            if checkpoint:
-                load_model_only(chunks, role, checkpoint)
-            else:
-                load_weights(chunks, shape, model, role)
+            chunks = stored.load(shape, model, role, seed=0)
             pool.wait_until_ready()
             yield Pair(
                 role,

@@ -48,8 +48,8 @@ def check_settings(config: TeacherGRPOConfig) -> None:
         ConfigError: for the first setting found that cannot work.
     """
     check_training(config)
-    _check_numbers(config)
-    _check_templates(config)
+    check_numbers(config)
+    check_templates(config)
     for role in ("teacher", "student"):
         check_model(role, getattr(config, role))
     check_optimizer(config, "teacher", config.teacher, read_facts())
@@ -248,7 +248,8 @@ def _check_rollout(rollout: RolloutConfig) -> None:
             )
 
 
-def _check_numbers(config: TeacherGRPOConfig) -> None:
+def check_numbers(config: TeacherGRPOConfig) -> None:
+    """Checks the settings that are numbers, names or texts, and rollouts."""
     check_group(config)
     check_choice("data.overlong", config.data.overlong, ("error", "drop"))
     for key, choices in (
@@ -273,12 +274,17 @@ def _check_numbers(config: TeacherGRPOConfig) -> None:
         )
 
 
-def _check_templates(config: TeacherGRPOConfig) -> None:
+def check_templates(config: TeacherGRPOConfig) -> None:
+    """Checks that templates have the fields they cannot do without."""
     needed = {
         "baseline": {"question"},
         "diagnostic": {"question"},
         "adaptive": {"question", "approach"},
         "with_teaching": {"question", "teaching"},
+        "grading": {"question", "approach"},
+        "walkthrough": {"question", "approach"},
+        "hints": {"question", "approach"},
+        "verification": {"question", "approach"},
     }
     for name, fields in needed.items():
         missing = fields - fields_of(getattr(config.templates, name))

@@ -25,7 +25,7 @@ from grpo_mcore.config import (
     TeacherGRPOConfig,
 )
 from grpo_mcore.data.questions import Question
-from grpo_mcore.models.build import load_model
+from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import Mailbox, World, world_size
@@ -38,6 +38,7 @@ from grpo_mcore.rollout.spec import EngineSpec
 from grpo_mcore.teaching.classroom import Classroom, PendingAttempts, grader_of
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
 from grpo_mcore.teaching.student import LocalStudent, RemoteStudent, Student, serve
+from grpo_mcore.teaching.tutoring import Tutoring, TutoringMethods
 from grpo_mcore.trainers.arguments import UNSET, with_model
 from grpo_mcore.trainers.base import Attendance, Session
 from grpo_mcore.trainers.engines import spec_of_trained, start_engines
@@ -48,6 +49,7 @@ from grpo_mcore.trainers.loop import Start
 from grpo_mcore.trainers.named_rewards import rewards_of
 from grpo_mcore.trainers.preflight import Job, check_job, read_questions
 from grpo_mcore.trainers.settings import check_settings
+from grpo_mcore.trainers.stored import StoredModel
 from grpo_mcore.training.policy import release
 from grpo_mcore.weights.sync import WeightSync
 
@@ -83,7 +85,7 @@ FROZEN = 0
 """The version of the student's weights, for ever."""
 
 
-class TeacherTrainer:
+class TeacherTrainer(TutoringMethods):
     """What ATLAS's trainers of teachers offer of the student beside training (ATLAS, "Trainers
     API"). Every rank calls these methods with the same."""
 
@@ -121,6 +123,14 @@ class TeacherTrainer:
         """What stands in the <solution> tags of each response; "" without them. With
         `extraction="lenient"` as `data.text.extract_solution_leniently` has it."""
         return [grader_of(self.args).solution(response) for response in responses]
+
+    def _ask_tutor(self, ask: Callable[[Tutoring], Any]) -> Any:
+        with self._together() as session:
+            if session is None:
+                return self._session.told
+            answer = ask(session.tutoring)
+            session.student.tell(answer)
+            return answer
 
     def _attempts(self, problems: list[str]) -> list[Attempt]:
         """The student's attempts; [] on processes that only carry the student."""
@@ -313,43 +323,76 @@ class StudentAttendance(Attendance):
 
     def __init__(self, student: Student, world: World):
         self.student, self.world, self.answered = student, world, 0
+        self.told: Any = None
+        """By the teacher's processes, when last served."""
 
     def serve(self) -> None:
         role, mailbox = self.world.roles["student"], self.world.mailbox
-        self.answered = serve(self.student, role, mailbox, self.answered)
+        self.answered, self.told = serve(self.student, role, mailbox, self.answered)
 
 
 def start_role_engines(
     role: Role, config: TeacherGRPOConfig, job: Job, mailbox: Mailbox | None = None
 ) -> RolloutPool:
     """Starts the engines of the teacher or the student (`start_engines`)."""
-    rollout, tokenizer = config.rollout, job.tokenizers[role.name]
-    if role.name == "teacher":
+    spec, engines = engine_spec(role.name, config, job), job.engines[role.name]
+    return start_engines(role, spec, engines, config.rollout, config.output_dir, mailbox)
+
+
+def engine_spec(role: str, config: TeacherGRPOConfig, job: Job) -> EngineSpec:
+    """What the engines of the teacher or the student are started with."""
+    rollout, tokenizer = config.rollout, job.tokenizers[role]
+    if role == "teacher":
         spec = spec_of_trained(
             config, config.teacher, tokenizer, job.lengths.teacher, rollout.teacher_tensor_parallel
         )
-    else:
-        spec = EngineSpec(
-            config.student.path,
-            config.student.dtype,
-            job.lengths.student,
-            tokenizer.stop_token_ids(),
-            rollout.student_tensor_parallel,
-            is_frozen=True,
-        )
-    engines = job.engines[role.name]
-    return start_engines(role, spec, engines, rollout, config.output_dir, mailbox)
+        return replace(spec, tokenizer=tokenizer.inner)  # a diagnosis holds grades to a form
+    return EngineSpec(
+        config.student.path,
+        config.student.dtype,
+        job.lengths.student,
+        tokenizer.stop_token_ids(),
+        rollout.student_tensor_parallel,
+        is_frozen=True,
+    )
 
 
-def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job: Job) -> Student:
+def ready_student(
+    role: Role,
+    pool: RolloutPool,
+    config: TeacherGRPOConfig,
+    job: Job,
+    model: StoredModel | None = None,
+) -> Student:
     """Loads the student's shards in its own layout and hands them to its engines, once, and again
-    to those that have to be restarted."""
-    shape = job.shapes["student"]
+    to those that have to be restarted.
+
+    Args:
+        model: None: the one in `config.student.path`.
+    """
+    shape, stored = job.shapes["student"], model or StoredModel(config.student.path)
+    fill_engines(
+        pool, shape, lambda: stored.load(shape, config.student, role, config.seed), config, FROZEN
+    )
+    kind = LocalStudent if job.placement == "colocated" else Student
+    student = kind(pool, job.tokenizers["student"], config)
+    student.rest()
+    return student
+
+
+def fill_engines(
+    pool: RolloutPool,
+    shape: ModelShape,
+    load: Callable[[], ModuleList],
+    config: TeacherGRPOConfig,
+    version: int,
+) -> None:
+    """Hands what `load` loads to the engines, and again to those that have to be restarted."""
 
     def fill() -> None:
-        chunks = load_model(shape, config.student, role, config.seed)
+        chunks = load()
         pool.wait_until_ready()
-        WeightSync(chunks, shape, role, pool, config.rollout.bucket_megabytes).push(FROZEN)
+        WeightSync(chunks, shape, pool.role, pool, config.rollout.bucket_megabytes).push(version)
         release(chunks)
 
     def refill() -> None:
@@ -361,10 +404,6 @@ def ready_student(role: Role, pool: RolloutPool, config: TeacherGRPOConfig, job:
 
     fill()
     pool.refill = refill
-    kind = LocalStudent if job.placement == "colocated" else Student
-    student = kind(pool, job.tokenizers["student"], config)
-    student.rest()
-    return student
 
 
 class TeacherSession(GRPOSession):
@@ -385,6 +424,9 @@ class TeacherSession(GRPOSession):
         config, job = trainer.args, trainer.job
         self.student = local or RemoteStudent(world.roles["teacher"], world.mailbox)
         self.classroom = Classroom(self.student, self.sample_policy, job.tokenizer, config)
+        self.tutoring = Tutoring(
+            self.student, self.sample_policy, job.tokenizers, config, vars(job.lengths)
+        )
         super().__init__(trainer, world, pool, start)
         if local:
             local.pool.make_room = self.policy.away

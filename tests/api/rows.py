@@ -203,9 +203,21 @@ ROWS = {
     ),
     80: Row("`on_evaluate`", "likewise, with the metrics"),
     81: Row("`TeacherGRPOTrainer`", "takes `student_model`; trainer and teacher in one"),
-    82: Row("`diagnostic_probe`", "a DiagnosticResult of a task; its errors by type"),
-    83: Row("`DiagnosticResult`", "capability, confidence, gaps, quality, tokens"),
-    84: Row("`generate_guidance`", "long, middling or short guidance by capability"),
+    82: Row(
+        "`diagnostic_probe`",
+        "a DiagnosticResult of a task; its errors by type",
+        "`max_tokens` (50) is of each of its probes; training's are `max_probe_tokens` (500)",
+    ),
+    83: Row(
+        "`DiagnosticResult`",
+        "capability, confidence, gaps, quality, tokens",
+        "from evidence: docs/teaching.md",
+    ),
+    84: Row(
+        "`generate_guidance`",
+        "long, middling or short guidance by capability",
+        "levels of exactly 0.3 and 0.7 are middling",
+    ),
     85: Row(
         "`RIMReward`",
         "a reward, and each judge's scores, principles and rationales",
@@ -295,7 +307,5 @@ ROWS = {
     ),
 }
 
-NOT_YET = {
-    **dict.fromkeys(range(82, 85), "built with the adaptive teaching work"),
-}
+NOT_YET: dict[int | str, str] = {}
 """Row -> what is missing where no test shows it, or tests show a part of it."""

@@ -68,6 +68,22 @@ trainer = TeacherGRPOTrainer(
 trainer.train()
 """
 
+ATLAS_PROBE = """
+result = trainer.diagnostic_probe("Solve: 2x + 5 = 11")
+if result.capability_level < 0.3:
+    print("Student needs significant help")
+"""
+
+ATLAS_GUIDANCE = """
+diagnostic = trainer.diagnostic_probe("Solve quadratic equation")
+guidance = trainer.generate_guidance(
+    "Solve: x² - 5x + 6 = 0",
+    diagnostic,
+    max_tokens=150
+)
+print(f"Teaching guidance: {guidance}")
+"""
+
 ATLAS_REWARD = '''
 def custom_teaching_reward(prompts, completions, **kwargs):
     """
@@ -358,8 +374,8 @@ def steps_in(directory: str) -> list[dict]:
     return [r for r in records(Path(directory)) if "loss" in r]
 
 
-@pytest.mark.seed(15, 16, 29, 36, 38, 81)
-def test_atlas_adaptive_teaching(model):
+@pytest.mark.seed(15, 16, 29, 36, 38, 81, 82, 84)
+def test_atlas_adaptive_teaching_and_diagnosis(model, capsys):
     rows = [{"prompt": "tom has 14 cards.", "ground_truth": "14"}]
     found = run(
         ATLAS_TEACHING,
@@ -376,6 +392,11 @@ def test_atlas_adaptive_teaching(model):
     assert len(steps) == 3  # epochs of one question
     assert {"kl", "baseline_accuracy", "teaching_length_mean"} <= steps[0].keys()
     assert "rewards/AdaptiveTeachingReward/mean" in steps[0]
+    result = run(ATLAS_PROBE, trainer=trainer)["result"]
+    needs_help = "Student needs significant help" in capsys.readouterr().out
+    assert needs_help == (result.capability_level < 0.3)
+    found = run(ATLAS_GUIDANCE, trainer=trainer)
+    assert f"Teaching guidance: {found['guidance']}" in capsys.readouterr().out
 
 
 @pytest.mark.seed(1, 3, 37, 38)

@@ -7,6 +7,7 @@ import pytest
 
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.trainers import teacher_grpo
+from grpo_mcore.trainers.stored import StoredModel
 
 
 def test_a_refill_that_fails_leaves_the_generators_as_they_were(monkeypatch):
@@ -17,15 +18,16 @@ def test_a_refill_that_fails_leaves_the_generators_as_they_were(monkeypatch):
         if len(pushes) > 1:
             raise EngineError("no engine")
 
-    def load(shape, model, role, seed: int) -> list:
+    def load(stored, shape, model, role, seed: int) -> list:
         random.seed(seed)
         return []
 
-    monkeypatch.setattr(teacher_grpo, "load_model", load)
+    monkeypatch.setattr(StoredModel, "load", load)
     monkeypatch.setattr(teacher_grpo, "release", lambda chunks: None)
     monkeypatch.setattr(teacher_grpo, "WeightSync", lambda *_: SimpleNamespace(push=push))
-    pool = SimpleNamespace(wait_until_ready=lambda: None)
-    config = SimpleNamespace(student=None, seed=3, rollout=SimpleNamespace(bucket_megabytes=1))
+    pool = SimpleNamespace(role=None, wait_until_ready=lambda: None)
+    student = SimpleNamespace(path="student")
+    config = SimpleNamespace(student=student, seed=3, rollout=SimpleNamespace(bucket_megabytes=1))
     job = SimpleNamespace(
         shapes={"student": None}, tokenizers={"student": None}, placement="separate"
     )

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from grpo_mcore import GRPOConfig, TeacherGRPOConfig, TeacherGRPOTrainer
+from grpo_mcore import DiagnosticResult, GRPOConfig, TeacherGRPOConfig, TeacherGRPOTrainer
 from grpo_mcore.config import ConfigError, ModelConfig, RolloutConfig, TemplatesConfig
 from grpo_mcore.data.questions import Question
 from grpo_mcore.data.tokenizer import Tokenizer
@@ -34,6 +34,10 @@ TEMPLATES = TemplatesConfig(
     diagnostic="plan {question}",
     adaptive="teach {question} {approach}",
     with_teaching="taught {question} {teaching}",
+    grading="grade {question} {approach}",
+    walkthrough="walk {question} {approach}",
+    hints="hint {question} {approach}",
+    verification="check {question} {approach}",
 )
 
 
@@ -126,6 +130,8 @@ def taught(model, tiny_models, tmp_path_factory) -> SimpleNamespace:
         approaches=trainer._generate_student_approaches(problems),
         scored=trainer._generate_and_score(ROWS[:2]),
         evaluation=trainer.evaluate(ROWS[:1]),
+        diagnoses=[trainer.diagnostic_probe(problems[0], max_tokens=6) for _ in range(2)],
+        guidance=trainer.generate_guidance(problems[0], DiagnosticResult(0.1), max_tokens=10),
     )
     trainer.close()
     return found
@@ -238,6 +244,16 @@ def test_the_students_solutions_and_approaches(taught):
     assert all(0 < len(tokenizer.encode(text)) <= 6 for text in taught.approaches)
     texts = ["so <solution> 4 </solution>", "4", "<solution>1</solution><solution>2</solution>"]
     assert taught.trainer._extract_solutions_from_responses(texts) == ["4", "", "2"]
+
+
+@pytest.mark.seed(82, 83, 84)
+def test_a_trainer_diagnoses_its_student_and_guides_it(taught):
+    first, second = taught.diagnoses
+    assert first == second
+    assert len(first.probes) == 5 and 5 <= first.probe_tokens <= 5 * 6
+    assert first.response_quality["likelihood"] < 0.1  # a random student is sure of nothing
+    assert first.capability_level < 0.3
+    assert isinstance(taught.guidance, str)
 
 
 @pytest.mark.seed(13)

@@ -1,0 +1,202 @@
+"""One task at a time: what the student can do with it, and guidance that follows from that."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from grpo_mcore.config import ConfigError, TeacherGRPOConfig
+from grpo_mcore.data.text import extract_teaching, fill
+from grpo_mcore.data.tokenizer import Tokenizer
+from grpo_mcore.rollout.requests import Completion, Request, request_seed
+from grpo_mcore.teaching.diagnosis import (
+    REPORT,
+    DiagnosticResult,
+    Grading,
+    diagnose,
+    read_gaps,
+    typical,
+)
+from grpo_mcore.teaching.student import Asker
+
+KEY = "tutoring"
+"""Of the sampling's seeds: the same task is probed with the same ones every time."""
+GRADES_EACH = 4
+"""Grades sampled for each probe."""
+REPORT_TOKENS = 128
+LEAST_GUIDANCE = 10
+
+
+class TutoringMethods(ABC):
+    """`diagnostic_probe` and `generate_guidance` (ATLAS, "Trainers")."""
+
+    @abstractmethod
+    def _ask_tutor(self, ask: Callable[["Tutoring"], Any]) -> Any:
+        """What `ask` finds, as JSON, on every process."""
+
+    def diagnostic_probe(self, task: str, max_tokens: int = 50) -> DiagnosticResult:
+        """What the student can do with `task`.
+
+        Args:
+            max_tokens: of each probe; fewer where its engine has no room for as many.
+
+        Raises:
+            ValueError: for a task that is empty or too long, or `max_tokens` below 1.
+            TypeError: for a task that is no text.
+            RuntimeError: when engines fail.
+        """
+        check_task(task)
+        if max_tokens < 1:
+            raise ConfigError(f"max_tokens={max_tokens}: must be at least 1")
+        return DiagnosticResult(
+            **self._ask_tutor(lambda tutoring: asdict(tutoring.diagnose(task, max_tokens)))
+        )
+
+    def generate_guidance(
+        self, task: str, diagnostic: DiagnosticResult, max_tokens: int = 200
+    ) -> str:
+        """Guidance for the student: a walkthrough for a capability below 0.3, a verification above
+        0.7, hints between. The same arguments give the same text.
+
+        Args:
+            diagnostic: of this task, or one much like it.
+            max_tokens: of all the teacher writes; fewer where its engine has no room for as many.
+
+        Raises:
+            ValueError: for a task that is empty or too long, no diagnostic, or `max_tokens` below
+                10.
+            TypeError: for a task that is no text.
+            RuntimeError: when engines fail.
+        """
+        check_task(task)
+        if diagnostic is None:
+            raise ConfigError("diagnostic=None: give what diagnostic_probe returned")
+        if max_tokens < LEAST_GUIDANCE:
+            raise ConfigError(f"max_tokens={max_tokens}: must be at least {LEAST_GUIDANCE}")
+        return self._ask_tutor(lambda tutoring: tutoring.guide(task, diagnostic, max_tokens))
+
+
+def check_task(task: str) -> None:
+    """
+    Raises:
+        TypeError: when it is no text.
+        ConfigError: when it is empty.
+    """
+    if not isinstance(task, str):
+        raise TypeError(f"task={task!r}: must be text")
+    if not task.strip():
+        raise ConfigError(f"task={task!r}: is empty")
+
+
+class Tutoring:
+    """A teacher's engines and a student, for one task at a time. Every method is called by all
+    ranks of the teacher, with the same arguments."""
+
+    def __init__(
+        self,
+        student: Asker,
+        teacher: Callable[[list[Request]], list[Completion]],
+        tokenizers: dict[str, Tokenizer],
+        config: TeacherGRPOConfig,
+        max_model_len: dict[str, int],
+    ):
+        """
+        Args:
+            teacher: gives one completion a request, in order; obeys `structured_outputs`.
+            tokenizers, max_model_len: of "teacher" and "student".
+        """
+        self.student, self.teacher, self.config = student, teacher, config
+        self.tokenizers, self.max_model_len = tokenizers, max_model_len
+
+    def diagnose(self, task: str, max_tokens: int) -> DiagnosticResult:
+        """
+        Raises:
+            ConfigError: when the task leaves an engine no room for a completion.
+        """
+        prompt = self.tokenizers["student"].encode_prompt(
+            fill(self.config.templates.diagnostic, question=task)
+        )
+        room = self._room("student", "diagnostic", prompt)
+        self._graded_prompt(task, "")  # a task too long for the teacher costs no probes
+        work = self.student.probes(task, min(max_tokens, room), KEY).result()
+        prompts = [self._graded_prompt(task, text) for text in work.texts]
+        report = self._graded_prompt(task, typical(work.texts))
+        tokens = min(REPORT_TOKENS, self._room("teacher", "grading", report))
+        requests = [
+            self._graded(prompt, 1, 1.0, number, sample)
+            for number, prompt in enumerate(prompts)
+            for sample in range(GRADES_EACH)
+        ]
+        *grades, last = self.teacher([*requests, self._graded(report, tokens, 0.0, "report")])
+        gradings = [
+            Grading(dict(map(self._read_grade, grades[first : first + GRADES_EACH])))
+            for first in range(0, len(grades), GRADES_EACH)
+        ]
+        gaps = read_gaps(self.tokenizers["teacher"].decode(last.tokens), last.finished)
+        return diagnose(work.texts, work.log_probs, gradings, gaps)
+
+    def guide(self, task: str, diagnosis: DiagnosticResult, max_tokens: int) -> str:
+        """What the student shall read.
+
+        Raises:
+            ConfigError: when the task leaves the engine no room for a completion.
+        """
+        config, form = self.config, diagnosis.guidance_form
+        tokenizer = self.tokenizers["teacher"]
+        room = self._room("teacher", form, self._prompt(form, task, diagnosis.approach, ""))
+        # Half of what is left at most, so that there is room to answer.
+        gaps = tokenizer.truncate(
+            "\n".join(f"- {gap}" for gap in diagnosis.identified_gaps), room // 2
+        )
+        prompt = self._prompt(form, task, diagnosis.approach, gaps)
+        tokens = min(max_tokens, self._room("teacher", form, prompt))
+        request = Request(
+            prompt,
+            tokens,
+            request_seed(config.seed, KEY, "guidance"),
+            temperature=0.0,
+            repetition_penalty=config.repetition_penalty,
+            stop=config.stop or (),
+            bad_words=config.bad_words or (),
+            structured_outputs=config.structured_outputs,
+        )
+        (completion,) = self.teacher([request])
+        return extract_teaching(tokenizer.decode(completion.tokens))
+
+    def _graded_prompt(self, task: str, approach: str) -> list[int]:
+        prompt = self._prompt("grading", task, approach)
+        self._room("teacher", "grading", prompt)
+        return prompt
+
+    def _graded(
+        self, prompt: list[int], max_tokens: int, temperature: float, *key: int | str
+    ) -> Request:
+        seed = request_seed(self.config.seed, KEY, "grade", *key)
+        structure = {"regex": REPORT}
+        return Request(prompt, max_tokens, seed, temperature, structured_outputs=structure)
+
+    def _read_grade(self, completion: Completion) -> tuple[int, float]:
+        """A grade and its probability among all grades: the structure leaves no other tokens in."""
+        grade = int(self.tokenizers["teacher"].decode(completion.tokens))
+        return grade, math.exp(sum(completion.log_probs))
+
+    def _prompt(self, template: str, task: str, approach: str, gaps: str = "") -> list[int]:
+        tokenizer = self.tokenizers["teacher"]
+        text = fill(
+            getattr(self.config.templates, template),
+            question=task,
+            approach=tokenizer.truncate(approach, self.config.max_probe_tokens),
+            gaps=gaps or "-",
+        )
+        return tokenizer.encode_prompt(text)
+
+    def _room(self, role: str, template: str, prompt: list[int]) -> int:
+        """Tokens of a completion that the engine has room for after `prompt`."""
+        room = self.max_model_len[role] - len(prompt)
+        if room < 1:
+            raise ConfigError(
+                f"task: with templates.{template} it makes a prompt of {len(prompt)} tokens; the "
+                f"{role}'s engine takes {self.max_model_len[role]}, completion included"
+            )
+        return room
