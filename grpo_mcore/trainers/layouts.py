@@ -70,14 +70,10 @@ def why_not(layout: Layout, shape: ModelShape, model: ModelConfig) -> str | None
 def _stage_without_experts(shape: ModelShape, layout: Layout, model: ModelConfig) -> int | None:
     """The number, from 1, of a pipeline stage none of whose layers has experts; None where each has
     one. Megatron's optimizer of experts would be missing there."""
-    sizes = shape.stage_layers(layout.pipeline)
-    parts = [size // model.virtual_pipeline for size in sizes] * model.virtual_pipeline
-    stages: list[bool] = [False] * layout.pipeline
-    first = 0
-    for number, size in enumerate(parts):
-        held = range(first, first + size)
-        stages[number % layout.pipeline] |= any(shape.has_experts(n) for n in held)
-        first += size
+    stages = [
+        any(map(shape.has_experts, layers))
+        for layers in shape.layers_of_stages(layout.pipeline, model.virtual_pipeline)
+    ]
     return stages.index(False) + 1 if False in stages else None
 
 
