@@ -1,6 +1,7 @@
 """The `grpo-mcore` command."""
 
 import argparse
+from pathlib import Path
 
 from grpo_mcore import __version__
 
@@ -12,7 +13,23 @@ def main() -> None:
     starter = commands.add_parser("launch", help="check a job, then run SCRIPT under torchrun")
     starter.add_argument("script")
     starter.add_argument("overrides", nargs=argparse.REMAINDER)
+    planner = commands.add_parser("plan", help="estimate a job's memory, without running it")
+    planner.add_argument("config", help="an experiment's name, or the YAML file of one")
+    planner.add_argument("overrides", nargs="*", help="such as layout.teacher=2x1x1")
+    planner.add_argument("--processes", type=int, help="ranks of the job")
+    planner.add_argument(
+        "--device-memory", help="GiB of each GPU, or a name such as h100_80gb; default: found here"
+    )
+    planner.add_argument(
+        "--prompt-tokens", type=int, default=512, help="of the longest question, in its template"
+    )
+    planner.add_argument("--json", type=Path, help="a file to write the plan to, in bytes")
     arguments = parser.parse_args()
+    if arguments.command == "plan":
+        from grpo_mcore.memory.command import run
+
+        run(arguments)
+        return
 
     from grpo_mcore.launch import launch
 

@@ -105,6 +105,8 @@ def work(job: dict) -> None:
     import torch
 
     from grpo_mcore.config import GRPOConfig, ModelConfig, RolloutConfig
+    from grpo_mcore.memory.devices import GIB
+    from grpo_mcore.memory.engines import engine_weights
     from grpo_mcore.memory.job import rank_phases
     from grpo_mcore.models.families import read_shape, shape_of
     from grpo_mcore.parallel.grid import Layout
@@ -150,6 +152,10 @@ def work(job: dict) -> None:
         everyone = role.all_gather(measured)
         if role.rank == 0:
             most = {phase: max(found[phase] for found in everyone) for phase in measured}
+            predicted["engine"] = {
+                "engine weights": engine_weights(shape, job["dtype"], 1, None),
+                "KV cache": int(config.rollout.kv_cache_gib * GIB),
+            }
             sizes = {phase: sum(found.values()) for phase, found in predicted.items()}
             Path(job["answer"]).write_text(
                 json.dumps({"predicted": {p: sizes[p] for p in most}, "measured": most})

@@ -1,6 +1,7 @@
 """How many parameters one rank holds."""
 
 from dataclasses import dataclass
+from functools import cache
 
 from grpo_mcore.config import LoraConfig
 from grpo_mcore.models.shape import ModelShape
@@ -30,6 +31,7 @@ class Held:
         return self.dense + self.experts
 
 
+@cache
 def held(shape: ModelShape, layout: Layout, stage: int, virtual_pipeline: int = 1) -> Held:
     """Those of a rank of pipeline stage `stage`."""
     tensor = layout.tensor
