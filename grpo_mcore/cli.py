@@ -24,12 +24,16 @@ def main() -> None:
         "--prompt-tokens", type=int, default=512, help="of the longest question, in its template"
     )
     planner.add_argument("--json", type=Path, help="a file to write the plan to, in bytes")
-    arguments = parser.parse_args()
+    arguments, others = parser.parse_known_args()
     if arguments.command == "plan":
         from grpo_mcore.memory.command import run
 
+        # Those that stand behind an option argparse leaves over.
+        arguments.overrides += others
         run(arguments)
         return
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
 
     from grpo_mcore.launch import launch
 

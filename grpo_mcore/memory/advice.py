@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from grpo_mcore.config import ConfigError, TeacherGRPOConfig
+from grpo_mcore.config import ConfigError, LayoutConfig, TeacherGRPOConfig
 from grpo_mcore.memory.job import Job
+from grpo_mcore.memory.training import total
 from grpo_mcore.parallel.grid import Layout
 
 Make = Callable[[TeacherGRPOConfig], Job]
@@ -13,67 +14,67 @@ Make = Callable[[TeacherGRPOConfig], Job]
 Raises ConfigError when it cannot run."""
 Setting = tuple[str, object]
 """A dotted key and its value."""
-_STEPS = 8
-"""Settings changed at most."""
+Candidates = Callable[[TeacherGRPOConfig, Job], Iterator[Setting]]
+GPUS_OF_A_NODE = 8
+"""The most that an engine is split over; its workers talk at every token."""
 
 
 def excess(job: Job) -> float:
-    """By how much the largest place exceeds its memory, as a share of it: above 1, it does. An
-    engine without room for one sequence counts as many times too large as that needs."""
-    shares = [place.share for place in job.places()]
-    if job.device.is_gpu and job.config.rollout.engine == "local":
-        shares += [1 / max(job.sequences_cached(role), 1e-3) for role in job.layouts]
-    return max(shares)
+    """By how many times the memory of a device each phase exceeds it, summed over phases; 0 where
+    the job fits. So does what an engine needs for its weights and one sequence, of its share."""
+    if job.device.memory is None:
+        return 0.0
+    sizes = [total(phase) / place.memory for place in job.places() for phase in place.phases.values()]
+    if job.config.rollout.engine == "local":
+        sizes += [job.engine_needs(role) for role in job.layouts]
+    return sum(max(0.0, size - 1) for size in sizes)
 
 
-def remedies(job: Job, make: Make) -> tuple[list[Setting], Job]:
-    """The settings that make `job` fit, one after the other: the first that suffices, or else that
-    of all which leaves least; and the job they make, which may still not fit where nothing more
-    helps."""
-    config = replace(
-        job.config,
-        layout=replace(
-            job.config.layout,
-            placement=job.placement,
-            **{role: _text(layout) for role, layout in job.layouts.items()},
-        ),
-    )
-    changed: list[Setting] = []
-    while excess(job) > 1 and len(changed) < _STEPS:
-        tried = []
-        for setting in _candidates(config, job):
-            other = with_setting(config, *setting)
-            try:
-                tried.append((excess(found := make(other)), setting, other, found))
-            except ConfigError:  # what does not divide is no remedy
-                continue
-        enough = [entry for entry in tried if entry[0] <= 1]
-        best = min(enough[:1] or tried, key=lambda entry: entry[0], default=None)
-        if best is None or best[0] >= excess(job):
+def remedies(config: TeacherGRPOConfig, job: Job, make: Make) -> tuple[list[Setting], Job]:
+    """The settings that make `job`, which `config` describes, fit, found one after the other, and
+    the job they make, which may still not fit where nothing more helps."""
+    texts = {role: _text(layout) for role, layout in job.layouts.items()}
+    config = replace(config, layout=LayoutConfig(job.placement, **texts))
+    changed: dict[str, object] = {}
+    while excess(job) > 0:
+        found = _best(config, job, make, _splits) or _best(config, job, make, _moves)
+        if found is None:
             break
-        _, setting, config, job = best
-        changed = [entry for entry in changed if entry[0] != setting[0]] + [setting]
-    return changed, job
+        (key, value), config, job = found
+        changed[key] = value
+    return list(changed.items()), job
 
 
-def largest_micro_batch(job: Job, make: Make) -> int | None:
-    """The largest `per_device_train_batch_size` that fits, all else as it is; None where none
-    does, or a token budget says the size."""
-    config = job.config
+def _best(
+    config: TeacherGRPOConfig, job: Job, make: Make, candidates: Candidates
+) -> tuple[Setting, TeacherGRPOConfig, Job] | None:
+    """The first of the candidates with which `job` fits, or else the one that leaves the least
+    excess; None where none leaves less than there is."""
+    least, best = excess(job), None
+    for setting in candidates(config, job):
+        other = with_setting(config, *setting)
+        try:
+            left = excess(found := make(other))
+        except ConfigError:  # what does not divide is no remedy
+            continue
+        if left < least:
+            least, best = left, (setting, other, found)
+        if left == 0:
+            break
+    return best
+
+
+def largest_micro_batch(config: TeacherGRPOConfig, job: Job, make: Make) -> int | None:
+    """The largest `per_device_train_batch_size` with which `job`, which `config` describes, fits,
+    all else as it is; None where none does, or a token budget says the size."""
     if config.max_tokens_per_micro_batch is not None:
         return None
-    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    rows = job.config.per_device_train_batch_size * job.config.gradient_accumulation_steps
     for size in sorted((n for n in range(1, rows + 1) if rows % n == 0), reverse=True):
-        other = replace(
-            config,
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=rows // size,
-            steps_per_generation=None,
-        )
         try:
-            if excess(make(other)) <= 1:
+            if excess(make(replace(config, per_device_train_batch_size=size))) == 0:
                 return size
-        except ConfigError:  # it does not suit the pipeline
+        except ConfigError:  # it does not suit the pipeline, or the accumulation asked for
             continue
     return None
 
@@ -86,8 +87,8 @@ def with_setting(config: TeacherGRPOConfig, key: str, value: object) -> TeacherG
     return replace(config, **{section: replace(getattr(config, section), **{name: value})})
 
 
-def _candidates(config: TeacherGRPOConfig, job: Job) -> Iterator[Setting]:
-    """What might help, that first which costs least time."""
+def _splits(config: TeacherGRPOConfig, job: Job) -> Iterator[Setting]:
+    """What holds less on each device, that first which costs least time."""
     layout, model, rollout = job.layouts["teacher"], config.teacher, config.rollout
     if model.dtype == "float32":
         yield "teacher.dtype", "bfloat16"
@@ -107,17 +108,25 @@ def _candidates(config: TeacherGRPOConfig, job: Job) -> Iterator[Setting]:
         yield "per_device_train_batch_size", config.per_device_train_batch_size // 2
     if model.recompute != "full":
         yield "teacher.recompute", "full"
-    if not rollout.offload_policy and not model.fp8_param:
-        yield "rollout.offload_policy", True
     if layout.data % 2 == 0:
         half = layout.data // 2
         yield "layout.teacher", f"{2 * layout.tensor}x{layout.pipeline}x{half}"
         yield "layout.teacher", f"{layout.tensor}x{2 * layout.pipeline}x{half}"
     for role in job.layouts:
-        tensor = 2 * getattr(rollout, f"{role}_tensor_parallel")
-        yield f"rollout.{role}_tensor_parallel", tensor
-    is_sharded = config.distributed_optimizer and not model.fp8_param
-    if is_sharded and model.dtype == "bfloat16" and config.optimizer_offload_fraction < 1:
+        tensor = getattr(rollout, f"{role}_tensor_parallel")
+        if tensor < GPUS_OF_A_NODE:
+            yield f"rollout.{role}_tensor_parallel", 2 * tensor
+
+
+def _moves(config: TeacherGRPOConfig, job: Job) -> Iterator[Setting]:
+    """What keeps some of it in the host's memory, at a cost in every step."""
+    model = config.teacher
+    if model.fp8_param:
+        return
+    if not config.rollout.offload_policy:
+        yield "rollout.offload_policy", True
+    is_sharded = config.distributed_optimizer and model.dtype == "bfloat16"
+    if is_sharded and config.optimizer_offload_fraction < 1:
         yield "optimizer_offload_fraction", 1.0
 
 

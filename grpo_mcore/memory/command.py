@@ -8,7 +8,7 @@ from grpo_mcore import device
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.config.compose import compose_config
 from grpo_mcore.launch import one_line_errors
-from grpo_mcore.memory.advice import excess, largest_micro_batch, remedies
+from grpo_mcore.memory.advice import largest_micro_batch, remedies
 from grpo_mcore.memory.devices import Device, find_device, this_device
 from grpo_mcore.memory.job import Job
 from grpo_mcore.memory.show import Plan
@@ -86,9 +86,8 @@ def make_plan(
         return _job(settings, shapes, world_size, target, prompt_tokens)
 
     job = make(config)
-    changed, remedied = remedies(job, make)
-    fitting = remedied if changed and excess(remedied) <= 1 else job
-    return Plan(job, largest_micro_batch(fitting, make), changed, remedied)
+    changed, remedied = remedies(config, job, make)
+    return Plan(job, largest_micro_batch(config, job, make), changed, remedied)
 
 
 def _job(

@@ -45,11 +45,6 @@ class Place:
         phase = max(self.phases, key=lambda name: total(self.phases[name]))
         return phase, total(self.phases[phase])
 
-    @property
-    def share(self) -> float:
-        """Of the memory, at the peak; 0 where it is not known."""
-        return self.peak[1] / self.memory if self.memory else 0.0
-
 
 @dataclass(frozen=True)
 class Job:
@@ -74,9 +69,17 @@ class Job:
 
     def sequences_cached(self, role: str) -> float:
         """How many of its longest sequences an engine of the role has room for at once."""
+        return self._engine(role)["KV cache"] / self._longest_cached(role)
+
+    def engine_needs(self, role: str) -> float:
+        """What an engine of the role needs for its weights and its longest sequence, as a share of
+        what it may take of a GPU."""
+        least = self._engine(role)["engine weights"] + self._longest_cached(role)
+        return least / (self.config.rollout.gpu_memory_utilization * self.device.memory)
+
+    def _longest_cached(self, role: str) -> int:
         model, shape = getattr(self.config, role), self.shapes[role]
-        each = cache_of_sequence(shape, model.dtype, self._tensor(role), self.lengths[role])
-        return self._engine(role)["KV cache"] / each
+        return cache_of_sequence(shape, model.dtype, self._tensor(role), self.lengths[role])
 
     def _tensor(self, role: str) -> int:
         return getattr(self.config.rollout, f"{role}_tensor_parallel")

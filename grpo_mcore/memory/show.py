@@ -25,7 +25,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return excess(self.job) <= 1
+        return excess(self.job) == 0
 
     def as_json(self) -> dict:
         """Everything in it, in bytes."""
@@ -48,7 +48,7 @@ class Plan:
             "fits": self.fits if job.device.memory else None,
             "largest_micro_batch": self.micro_batch,
             "remedies": dict(self.remedies),
-            "fits_then": excess(self.remedied) <= 1 if self.remedies else None,
+            "fits_then": excess(self.remedied) == 0 if self.remedies else None,
         }
 
     def as_text(self) -> str:
@@ -101,10 +101,10 @@ class Plan:
         said = " ".join(f"{key}={_value(value)}" for key, value in self.remedies)
         if not self.remedies:
             return [*notes, "does not fit, and no setting known here helps: more devices would"]
-        share = max(place.share for place in self.remedied.places())
-        if excess(self.remedied) <= 1:
+        share = max(p.peak[1] / p.memory for p in self.remedied.places() if p.memory)
+        if excess(self.remedied) == 0:
             return [*notes, f"does not fit; with {said} it does, in {share:.0%} of the memory"]
-        return [*notes, f"does not fit; {said} help most, but more devices are needed"]
+        return [*notes, f"does not fit; {said} helps most, but more devices are needed"]
 
 
 def _cell(size: int) -> str:
