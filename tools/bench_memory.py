@@ -73,7 +73,11 @@ def measure(directory: str, layout: str, **options) -> dict[str, dict[str, int]]
     ]
     with tempfile.TemporaryDirectory() as work:
         answer = Path(work) / "answer.json"
-        job = {"directory": directory, "layout": layout, "answer": str(answer), **options}
+        write_tiny(Path(work) / "tiny")
+        job = {
+            "directory": directory, "layout": layout, "tiny": str(Path(work) / "tiny"),
+            "answer": str(answer), **options,
+        }  # fmt: skip
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
@@ -132,8 +136,7 @@ def work(job: dict) -> None:
     shape = read_shape("model.path", path)
     with join({"policy": layout}, "colocated", 900) as world:
         role = world.roles["policy"]
-        tiny = Path(tempfile.mkdtemp())
-        write_tiny(tiny)
+        tiny = Path(job["tiny"])
         steps = Steps(role, config, tiny, shape_of(TINY, "tiny"))
         for phase in (steps.init, steps.log_probs, steps.update):
             phase(job["rows"], 64)

@@ -139,8 +139,10 @@ class Passes:
         widest = max(shape.ffn * max(1, shape.experts_per_token), shape.dense_ffn)
         attention = e * 3 * (q + k)
         scores = 0 if self.fused else 3 * self.scores()
-        shared = max(attention * self.tokens // self.layout.tensor + scores,
-                     self.tokens * e * 5 * widest // self.layout.tensor)
+        shared = max(
+            attention * self.tokens // self.layout.tensor + scores,
+            self.tokens * e * 5 * widest // self.layout.tensor,
+        )
         return 2 * self.boundary + shared
 
     def logits(self) -> int:

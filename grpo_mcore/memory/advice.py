@@ -24,7 +24,9 @@ def excess(job: Job) -> float:
     the job fits. So does what an engine needs for its weights and one sequence, of its share."""
     if job.device.memory is None:
         return 0.0
-    sizes = [total(phase) / place.memory for place in job.places() for phase in place.phases.values()]
+    sizes = [
+        total(phase) / place.memory for place in job.places() for phase in place.phases.values()
+    ]
     if job.config.rollout.engine == "local":
         sizes += [job.engine_needs(role) for role in job.layouts]
     return sum(max(0.0, size - 1) for size in sizes)

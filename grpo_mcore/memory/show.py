@@ -59,9 +59,7 @@ class Plan:
         job = self.job
         roles = ", ".join(
             f"{role} {layout} (TPxPPxDP) with {count} engine{'s' if count > 1 else ''}"
-            for (role, layout), count in zip(
-                job.layouts.items(), job.engines.values(), strict=True
-            )
+            for (role, layout), count in zip(job.layouts.items(), job.engines.values(), strict=True)
         )
         memory = f" of {job.device.memory / GIB:.0f} GiB" if job.device.memory else ""
         return f"estimate for {job.device.name}{memory}, {job.placement}: {roles}"
@@ -79,8 +77,10 @@ class Plan:
             sums = [total(place.phases[phase]) for phase in phases]
             lines.append(f"  {'sum':34s}" + "".join(map(_cell, sums)))
             if place.memory:
-                over = [_cell(size - place.memory) if size > place.memory else f"{'-':>11s}"
-                        for size in sums]
+                over = [
+                    _cell(size - place.memory) if size > place.memory else f"{'-':>11s}"
+                    for size in sums
+                ]
                 lines.append(f"  {'too much':34s}" + "".join(over))
         return lines
 

@@ -224,7 +224,9 @@ def _memory_fits(
     activations and the engine's weights."""
     if target.memory is None:
         return True
-    return largest_states(config, model, shape, with_experts(layout, model)) <= target.memory * 2 / 3
+    return (
+        largest_states(config, model, shape, with_experts(layout, model)) <= target.memory * 2 / 3
+    )
 
 
 def count_engines(
