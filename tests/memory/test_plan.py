@@ -1,18 +1,16 @@
 """`grpo-mcore plan` on the demo's configuration and on the recipes' shapes."""
 
 import json
-import subprocess
+import shutil
 import sys
 
 import pytest
 
-from grpo_mcore.config import ConfigError, TeacherGRPOConfig
+from grpo_mcore import cli
 from grpo_mcore.memory.advice import excess
-from grpo_mcore.memory.command import compose, make_plan
+from grpo_mcore.memory.command import CONFIGS, compose, make_plan
 from grpo_mcore.memory.devices import GIB, find_device
 from grpo_mcore.memory.show import Plan
-from grpo_mcore.trainers.settings import check_settings
-from tests.conftest import write_family_model
 
 PUBLISHED = {
     "Qwen2.5-7B-Instruct": ("qwen2", 3584, 28, 28, 4, 18944, 152064, False),
@@ -20,6 +18,7 @@ PUBLISHED = {
     "Llama-3.1-70B-Instruct": ("llama", 8192, 80, 64, 8, 28672, 128256, False),
     "Llama-3.1-8B-Instruct": ("llama", 4096, 32, 32, 8, 14336, 128256, False),
 }
+NAMED = ["teacher.path=t", "student.path=s", "data.train=d"]
 NAMES = (
     "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "intermediate_size", "vocab_size", "tie_word_embeddings",
@@ -97,7 +96,7 @@ def test_both_placements(planned):
     [
         (["rollout.gpu_memory_utilization=0.6"], {"rollout.gpu_memory_utilization"}),
         (["layout.teacher=2x1x2", "layout.student=1x1x4", "distributed_optimizer=false",
-          "rollout.gpu_memory_utilization=0.35"], {"distributed_optimizer"}),
+          "rollout.gpu_memory_utilization=0.35"], {"layout.teacher"}),
         (["teacher.recompute=null", "per_device_train_batch_size=64"],
          {"teacher.recompute", "per_device_train_batch_size"}),
     ],
@@ -114,18 +113,21 @@ def test_what_does_not_fit_is_told_what_helps(planned, overrides, helps):
 
 
 def test_too_few_devices_are_too_few(planned):
-    plan = planned("gsm8k_llama3.1_70b", "layout=auto", "layout.placement=colocated", processes=2,
-                   memory="400")  # fmt: skip
-    smaller = planned("gsm8k_llama3.1_70b", "layout.teacher=1x1x1", "layout.student=1x1x1",
-                      "rollout.teacher_tensor_parallel=1", processes=2)  # fmt: skip
-    assert not smaller.fits and "more devices" in smaller.as_text()
-    assert excess(smaller.job) > excess(plan.job)
+    plan = planned(
+        "gsm8k_llama3.1_70b",
+        "layout.teacher=1x1x1",
+        "layout.student=1x1x1",
+        "rollout.teacher_tensor_parallel=1",
+        processes=2,
+    )
+    assert not plan.fits and plan.micro_batch is None
+    assert excess(plan.remedied) > 0 and "more devices" in plan.as_text()
 
 
 def test_a_larger_micro_batch_takes_more(planned):
     small, large = (planned("gsm8k_qwen2.5", f"per_device_train_batch_size={n}") for n in (2, 16))
     for name in ("activations", "logits"):
-        assert gib(large, "teacher device", "update", name) > 4 * gib(
+        assert gib(large, "teacher device", "update", name) > 2 * gib(
             small, "teacher device", "update", name
         )
     assert large.micro_batch == small.micro_batch
@@ -140,16 +142,16 @@ def test_layout_auto_has_room(planned):
     assert half.model_ranks > whole.model_ranks
 
 
-def test_the_demo_on_a_cpu(tmp_path, tiny_models):
+def test_the_demo_on_a_cpu(tmp_path, tiny_models, monkeypatch, capsys):
     output = tmp_path / "plans" / "demo.json"
-    command = [
-        sys.executable, "-m", "grpo_mcore.cli", "plan", "demo", "layout=demo",
-        "--json", output, "--device-memory", "cpu",
+    arguments = [
+        "plan", "demo", "layout=demo", "--json", str(output), "--device-memory", "cpu",
         f"teacher.path={tiny_models / 'qwen3_tied'}", f"student.path={tiny_models / 'llama'}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "separate: teacher 2x2x1 (TPxPPxDP) with 1 engine" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["grpo-mcore", *arguments])
+    cli.main()
+    shown = capsys.readouterr().out
+    assert "separate: teacher 2x2x1 (TPxPPxDP) with 1 engine" in shown
     found = json.loads(output.read_text())
     places = {place["name"]: place for place in found["places"]}
     assert {name: place["count"] for name, place in places.items()} == {
@@ -161,18 +163,14 @@ def test_the_demo_on_a_cpu(tmp_path, tiny_models):
     assert found["fits"] is None
     for place in places.values():
         for phase, items in place["phases"].items():
-            assert f"{sum(items.values()) / GIB:.2f}" in done.stdout, (place["name"], phase)
+            assert f"{sum(items.values()) / GIB:.2f}" in shown, (place["name"], phase)
 
 
-def test_a_file_of_an_experiment(tmp_path, tiny_models, monkeypatch):
-    import shutil
-
-    from grpo_mcore.memory.command import CONFIGS
-
+def test_a_file_of_an_experiment(tmp_path):
     shutil.copytree(CONFIGS, tmp_path / "configs")
     file = tmp_path / "configs/experiment/mine.yaml"
     file.write_text("# @package _global_\ndefaults:\n  - override /trainer: demo\nbeta: 0.25\n")
-    config = compose(str(file), ["max_steps=3"])
+    config = compose(str(file), ["max_steps=3", *NAMED])
     assert (config.beta, config.max_steps, config.max_probe_tokens) == (0.25, 3, 8)
 
 
@@ -187,8 +185,6 @@ def test_a_file_of_an_experiment(tmp_path, tiny_models, monkeypatch):
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys, monkeypatch):
-    from grpo_mcore import cli
-
     monkeypatch.setattr(sys, "argv", ["grpo-mcore", "plan", *arguments])
     with pytest.raises(SystemExit) as caught:
         cli.main()
