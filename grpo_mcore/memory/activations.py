@@ -5,15 +5,15 @@ forward pass; here it is counted likewise for RMSNorm, grouped queries and SwiGL
 with h the hidden size, q and k the widths of all queries and of all keys, f that of the
 feed-forward layer, n heads, s the sequence's length and e the bytes of an element:
 
-    two norms           2 (8 + e) h   Megatron's own, which compute in float32: their input, that
-                                      input normalised, and what they give
-                        4 e h         Transformer Engine's
-    attention           e (4 q) + n s (4 + [e below 4: e])   Megatron's own: queries, keys and values
-                                      repeated for every query, probabilities, result
-                        e (3 q + 3 k) Transformer Engine's, or recomputed: queries and keys with
-                                      their positions, what these and the values were cut from,
-                                      result
-    feed-forward        5 e f         gate and up, SiLU of the one, a copy of the other, product
+    two norms     2 (8 + e) h    Megatron's own, which compute in float32: their input, that
+                                 normalised, and what they give
+                  4 e h          Transformer Engine's: their input and what they give
+    attention     4 e q + 4 n s  Megatron's own: queries, keys and values repeated for every query,
+                                 result, and probabilities in float32
+                  + e n s        and in bfloat16, where e is 2
+                  e (3 q + 3 k)  Transformer Engine's, or recomputed: queries and keys with their
+                                 positions, what these and the values were cut from, result
+    feed-forward  5 e f          gate and up, SiLU of the one, a copy of the other, product
 
 Tensor parallel ranks share out all but the norms, which sequence parallelism shares out too. With
 full recomputation a layer keeps e h, its input, and is held whole only while it is recomputed.

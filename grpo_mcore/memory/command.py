@@ -23,8 +23,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "examples/configs"
 
 
 def run(arguments: Namespace) -> None:
-    """Prints the plan that the command line `arguments` (`grpo_mcore.cli`) ask for. Exits with 1 where nothing can be planned; with 0 where the job does not
-    fit, which the plan says."""
+    """Prints the plan that the command line (`grpo_mcore.cli`) asks for. Exits with 1 where nothing
+    can be planned, and with 0 where the job does not fit, which the plan says."""
     with one_line_errors():
         key = "--device-memory"
         text = arguments.device_memory
