@@ -13,7 +13,7 @@ Make = Callable[[TeacherGRPOConfig], Job]
 
 Raises ConfigError when it cannot run."""
 Setting = tuple[str, object]
-"""A dotted key and its value."""
+"""A dotted key and its value; of "layout" a whole section, that of its option "auto"."""
 Candidates = Callable[[TeacherGRPOConfig, Job], Iterator[Setting]]
 GPUS_OF_A_NODE = 8
 """The most that an engine is split over; its workers talk at every token."""
@@ -68,8 +68,9 @@ def _best(
 
 def largest_micro_batch(config: TeacherGRPOConfig, job: Job, make: Make) -> int | None:
     """The largest `per_device_train_batch_size` with which `job`, which `config` describes, fits,
-    all else as it is; None where none does, or a token budget says the size."""
-    if config.max_tokens_per_micro_batch is not None:
+    all else as it is; None where none does, the memory is not known, or a token budget says the
+    size."""
+    if config.max_tokens_per_micro_batch is not None or job.device.memory is None:
         return None
     rows = job.config.per_device_train_batch_size * job.config.gradient_accumulation_steps
     for size in sorted((n for n in range(1, rows + 1) if rows % n == 0), reverse=True):
@@ -114,6 +115,8 @@ def _splits(config: TeacherGRPOConfig, job: Job) -> Iterator[Setting]:
         half = layout.data // 2
         yield "layout.teacher", f"{2 * layout.tensor}x{layout.pipeline}x{half}"
         yield "layout.teacher", f"{layout.tensor}x{2 * layout.pipeline}x{half}"
+    if job.placement == "colocated":
+        yield "layout", LayoutConfig()
     for role in job.layouts:
         tensor = getattr(rollout, f"{role}_tensor_parallel")
         if tensor < GPUS_OF_A_NODE:

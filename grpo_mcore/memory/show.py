@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from grpo_mcore.config import LayoutConfig
 from grpo_mcore.memory.advice import Setting, excess
 from grpo_mcore.memory.devices import GIB
 from grpo_mcore.memory.job import PHASES, Job
@@ -47,7 +48,7 @@ class Plan:
             ],
             "fits": self.fits if job.device.memory else None,
             "largest_micro_batch": self.micro_batch,
-            "remedies": dict(self.remedies),
+            "remedies": {key: _value(value) for key, value in self.remedies},
             "fits_then": excess(self.remedied) == 0 if self.remedies else None,
         }
 
@@ -112,4 +113,6 @@ def _cell(size: int) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, LayoutConfig):
+        return "auto"
     return str(value).lower() if isinstance(value, bool) else str(value)
