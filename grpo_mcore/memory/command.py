@@ -7,7 +7,9 @@ from pathlib import Path
 from grpo_mcore import device
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.config.compose import compose_config
+from grpo_mcore.config.objective import check_choice
 from grpo_mcore.launch import one_line_errors
+from grpo_mcore.memory.activations import ELEMENT
 from grpo_mcore.memory.advice import largest_micro_batch, remedies
 from grpo_mcore.memory.devices import Device, find_device, this_device
 from grpo_mcore.memory.job import Job
@@ -17,7 +19,7 @@ from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.trainers.batches import with_batches
 from grpo_mcore.trainers.layouts import choose_layouts, count_engines
-from grpo_mcore.trainers.settings import check_settings
+from grpo_mcore.trainers.settings import check_settings, check_training
 
 CONFIGS = Path(__file__).resolve().parents[2] / "examples/configs"
 
@@ -74,8 +76,11 @@ def make_plan(
     for key, value in (("--processes", processes), ("--prompt-tokens", prompt_tokens)):
         if value is not None and value < 1:
             raise ConfigError(f"{key}={value}: must be at least 1")
+    check_training(config)
+    for role in ("teacher", "student"):
+        check_choice(f"{role}.dtype", getattr(config, role).dtype, ELEMENT)
     if target.is_gpu == device.is_cuda():
-        check_settings(config)  # of another kind of device this one knows nothing
+        check_settings(config)  # what another kind of device can do is not known here
     shapes = {
         role: read_shape(f"{role}.path", getattr(config, role).path)
         for role in ("teacher", "student")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from grpo_mcore.config import GroupConfig, ModelConfig, TeacherGRPOConfig
-from grpo_mcore.memory.activations import Passes
+from grpo_mcore.memory.activations import ELEMENT, Passes
 from grpo_mcore.memory.devices import GIB, Device
 from grpo_mcore.memory.engines import bucket_bytes, cache_of_sequence, engine_weights
 from grpo_mcore.memory.parameters import held
@@ -113,7 +113,7 @@ class Job:
         own = max(held(shape, layout, stage).total for stage in range(layout.pipeline))
         megabytes = self.config.rollout.bucket_megabytes
         return {
-            "weights": own * (4 if model.dtype == "float32" else 2),
+            "weights": own * ELEMENT[model.dtype],
             "buckets": bucket_bytes(shape, model.dtype, megabytes),
         }
 
@@ -142,7 +142,7 @@ class Job:
         context = {"contexts": processes * CONTEXT}
         stays = is_colocated and config.disable_student_offloading
         beside = joined([context, engines["student"] if stays else {}])
-        weights = {name: engines["teacher"].get(name, 0) for name in ("engine weights",)}
+        weights = {"engine weights": engines["teacher"].get("engine weights", 0)}
         away = {} if config.rollout.offload_policy else teacher["generate"]
         buckets = {"buckets": teacher["sync"]["buckets"]}
         phases = {

@@ -180,6 +180,10 @@ def test_a_file_of_an_experiment(tmp_path):
         (["nope"], "experiment=nope: choose one of custom"),
         (["nope.yaml"], "config=nope.yaml: give an experiment's name, or the path"),
         (["gsm8k_qwen2.5", "--processes", "0"], "--processes=0: must be at least 1"),
+        (
+            ["gsm8k_qwen2.5", "teacher.dtype=int3", "--device-memory", "80"],
+            "teacher.dtype=int3: choose one of float32, bfloat16",
+        ),
         (["gsm8k_qwen2.5", "--device-memory", "tpu"], "--device-memory=tpu: give the GiB"),
         (["custom", "teacher.path=a", "student.path=b", "data.train=c"], "teacher.path=a: no conf"),
     ],
