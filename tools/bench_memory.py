@@ -156,7 +156,7 @@ def work(job: dict) -> None:
         if role.rank == 0:
             most = {phase: max(found[phase] for found in everyone) for phase in measured}
             predicted["engine"] = {
-                "engine weights": engine_weights(shape, job["dtype"], 1, None),
+                "engine weights": engine_weights(shape, job["dtype"], 1, None, on_cpu=True),
                 "KV cache": int(config.rollout.kv_cache_gib * GIB),
             }
             sizes = {phase: sum(found.values()) for phase, found in predicted.items()}

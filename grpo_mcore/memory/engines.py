@@ -7,12 +7,15 @@ from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.rollout.bucket import BUFFERS
 
 
-def engine_weights(shape: ModelShape, dtype: str, tensor: int, quantization: str | None) -> int:
-    """Bytes of the weights of one of `tensor` workers; in FP8 all but the vocabulary's."""
-    own = held(shape, Layout(tensor), 0)
+def engine_weights(
+    shape: ModelShape, dtype: str, tensor: int, quantization: str | None, on_cpu: bool
+) -> int:
+    """Bytes of the weights of one of `tensor` workers; in FP8 all but the vocabulary's. On a CPU
+    vLLM packs every matrix anew, and keeps the embedding and the output layer as they were too."""
+    own, element = held(shape, Layout(tensor), 0), ELEMENT[dtype]
     if quantization == "fp8":
-        return own.total - own.embedding + own.embedding * ELEMENT[dtype]
-    return own.total * ELEMENT[dtype]
+        return own.total - own.embedding + own.embedding * element
+    return (own.total + own.embedding * on_cpu) * element
 
 
 def cache_of_sequence(shape: ModelShape, dtype: str, tensor: int, length: int) -> int:

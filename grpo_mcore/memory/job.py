@@ -89,8 +89,9 @@ class Job:
         `gpu_memory_utilization` gives it."""
         rollout, shape = self.config.rollout, self.shapes[role]
         dtype = getattr(self.config, role).dtype
-        weights = engine_weights(shape, dtype, self._tensor(role), rollout.quantization)
-        if not self.device.is_gpu:
+        on_cpu = not self.device.is_gpu
+        weights = engine_weights(shape, dtype, self._tensor(role), rollout.quantization, on_cpu)
+        if on_cpu:
             return {"engine weights": weights, "KV cache": int(rollout.kv_cache_gib * GIB)}
         room = int(rollout.gpu_memory_utilization * self.device.memory) - weights
         return {"engine weights": weights, "KV cache": max(0, room)}

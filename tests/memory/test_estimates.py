@@ -128,9 +128,11 @@ def test_logits_are_of_the_share_of_the_vocabulary():
 
 
 def test_engines():
-    assert engine_weights(LLAMA, "bfloat16", 1, None) == 2 * held(LLAMA, Layout(), 0).total
+    whole = held(LLAMA, Layout(), 0).total
+    assert engine_weights(LLAMA, "bfloat16", 1, None, on_cpu=False) == 2 * whole
+    assert engine_weights(LLAMA, "bfloat16", 1, None, on_cpu=True) == 2 * (whole + 2 * ENDS)
     layers = held(LLAMA, Layout(), 0).total - 2 * ENDS
-    assert engine_weights(LLAMA, "bfloat16", 1, "fp8") == layers + 2 * 2 * ENDS
+    assert engine_weights(LLAMA, "bfloat16", 1, "fp8", on_cpu=False) == layers + 2 * 2 * ENDS
     assert cache_of_sequence(LLAMA, "bfloat16", 1, 7) == 2 * 4 * 2 * 2 * 2 * 7
     # Four workers have two key-value heads: each holds one.
     assert cache_of_sequence(LLAMA, "bfloat16", 4, 7) == 2 * 4 * 1 * 2 * 2 * 7
