@@ -26,14 +26,37 @@ def main() -> None:
         "--config", type=Path, help="YAML settings; default: those of the teacher's own run"
     )
     tutor.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further settings")
-    given = vars(parser.parse_args())
-    {"launch": _launch, "report": _report, "teach": _teach}[given.pop("command")](**given)
+    planner = commands.add_parser("plan", help="estimate a job's memory, without running it")
+    planner.add_argument("config", help="an experiment's name, or the YAML file of one")
+    planner.add_argument("overrides", nargs="*", help="such as layout.teacher=2x1x1")
+    planner.add_argument("--processes", type=int, help="ranks of the job")
+    planner.add_argument(
+        "--device-memory", help="GiB of each GPU, or a name such as h100_80gb; default: found here"
+    )
+    planner.add_argument(
+        "--prompt-tokens", type=int, default=512, help="of the longest question, in its template"
+    )
+    planner.add_argument("--json", type=Path, help="a file to write the plan to, in bytes")
+    arguments, others = parser.parse_known_args()
+    if arguments.command in ("plan", "teach"):  # overrides behind an option are left over
+        arguments.overrides += others
+    elif others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    given = vars(arguments)
+    run = {"launch": _launch, "plan": _plan, "report": _report, "teach": _teach}
+    run[given.pop("command")](**given)
 
 
 def _launch(script: str, overrides: list[str]) -> None:
     from grpo_mcore.launch import launch
 
     launch(script, overrides)
+
+
+def _plan(**given) -> None:
+    from grpo_mcore.plan import plan
+
+    plan(**given)
 
 
 def _teach(**given) -> None:

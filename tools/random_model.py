@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 SIZES = {
     "30M": {"hidden_size": 384, "num_hidden_layers": 4, "intermediate_size": 1024},
     "120M": {"hidden_size": 640, "num_hidden_layers": 14, "intermediate_size": 2560},
+    "300M": {"hidden_size": 1024, "num_hidden_layers": 16, "intermediate_size": 4096},
     "500M": {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 5120},
 }
 """Parameters, the output layer included -> what makes them."""

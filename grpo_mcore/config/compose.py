@@ -122,7 +122,7 @@ def _check_override(text: str, groups: dict[str, list[str]], known: dict[str, ty
     if not key:
         raise _not_key_value(text)
     if key not in groups and key not in known:
-        raise unknown_key(key, known)
+        raise unknown_key(key, known.keys() | groups.keys())
     plain = override.type is OverrideType.CHANGE and override.package is None
     if not plain or override.is_sweep_override():
         raise _not_key_value(text)

@@ -60,6 +60,17 @@ class ModelShape:
         outer = self.layers - middle * (stages - 2)
         return [-(-outer // 2), *[middle] * (stages - 2), outer // 2]
 
+    def layers_of_stages(self, stages: int, parts: int = 1) -> list[list[int]]:
+        """The numbers of the layers, from 0, that each pipeline stage holds, in `parts` parts of a
+        virtual pipeline."""
+        sizes = [size // parts for size in self.stage_layers(stages)] * parts
+        held: list[list[int]] = [[] for _ in range(stages)]
+        first = 0
+        for number, size in enumerate(sizes):
+            held[number % stages] += range(first, first + size)
+            first += size
+        return held
+
     @property
     def parameters(self) -> int:
         """Number of weights (biases and norms, a thousandth of it, left out)."""

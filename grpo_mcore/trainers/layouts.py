@@ -11,6 +11,8 @@ from grpo_mcore.config import (
     TeacherGRPOConfig,
     TrainingConfig,
 )
+from grpo_mcore.memory.devices import Device, this_device
+from grpo_mcore.memory.training import largest_states
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.transformer_engine import fp8_misfit
 from grpo_mcore.parallel.auto_layout import fit_role, fit_roles
@@ -70,14 +72,10 @@ def why_not(layout: Layout, shape: ModelShape, model: ModelConfig) -> str | None
 def _stage_without_experts(shape: ModelShape, layout: Layout, model: ModelConfig) -> int | None:
     """The number, from 1, of a pipeline stage none of whose layers has experts; None where each has
     one. Megatron's optimizer of experts would be missing there."""
-    sizes = shape.stage_layers(layout.pipeline)
-    parts = [size // model.virtual_pipeline for size in sizes] * model.virtual_pipeline
-    stages: list[bool] = [False] * layout.pipeline
-    first = 0
-    for number, size in enumerate(parts):
-        held = range(first, first + size)
-        stages[number % layout.pipeline] |= any(shape.has_experts(n) for n in held)
-        first += size
+    stages = [
+        any(map(shape.has_experts, layers))
+        for layers in shape.layers_of_stages(layout.pipeline, model.virtual_pipeline)
+    ]
     return stages.index(False) + 1 if False in stages else None
 
 
@@ -133,7 +131,7 @@ def choose_layout(config: TrainingConfig, shape: ModelShape, world_size: int) ->
         return with_experts(layout, model)
 
     def fits(layout: Layout) -> bool:
-        return not misfit(layout) and _memory_fits(shape, layout, config, model)
+        return not misfit(layout) and _memory_fits(shape, layout, config, model, this_device())
 
     layout = fit_role(world_size, fits)
     if layout is None:
@@ -148,14 +146,21 @@ def choose_layout(config: TrainingConfig, shape: ModelShape, world_size: int) ->
 
 
 def choose_layouts(
-    config: TeacherGRPOConfig, shapes: dict[str, ModelShape], world_size: int
+    config: TeacherGRPOConfig,
+    shapes: dict[str, ModelShape],
+    world_size: int,
+    target: Device | None = None,
 ) -> tuple[str, dict[str, Layout]]:
     """Placement and the layout of each role, as asked for or fitted to `world_size`; of a judge
     where it has ranks of its own.
 
+    Args:
+        target: the devices they are for; None: this process's.
+
     Raises:
         ConfigError: when what was asked for does not fit, or nothing does.
     """
+    target = target or this_device()
     asked = {
         role: None if text == "auto" else Layout.parse(f"layout.{role}", text)
         for role, text in (("teacher", config.layout.teacher), ("student", config.layout.student))
@@ -174,7 +179,7 @@ def choose_layouts(
             asked["teacher"] in (None, layout)
             and not why_not(layout, shapes["teacher"], config.teacher)
             and not batch_misfit(config, layout, config.teacher)
-            and _memory_fits(shapes["teacher"], layout, config, config.teacher)
+            and _memory_fits(shapes["teacher"], layout, config, config.teacher, target)
         ) or layout == asked["teacher"]
 
     def student_fits(layout: Layout) -> bool:
@@ -222,33 +227,33 @@ def _needed(config: TeacherGRPOConfig, asked: dict[str, Layout | None]) -> str:
 
 
 def _memory_fits(
-    shape: ModelShape, layout: Layout, config: TrainingConfig, model: ModelConfig
+    shape: ModelShape, layout: Layout, config: TrainingConfig, model: ModelConfig, target: Device
 ) -> bool:
-    """Whether a device holds its share of a model in mixed-precision training: weight 2 bytes,
-    gradient 4, reference 2; master weight and Adam 12, sharded by the distributed optimizer over
-    the data parallel ranks that hold the same. A third of the device is left to activations and
-    the engine's weights."""
-    memory = device.total_memory()
-    if memory is None:
+    """Whether a device has room for the states of its share of a model; a third of it is left to
+    activations and the engine's weights."""
+    if target.memory is None:
         return True
-    bytes_held = 0.0
-    experts = shape.expert_parameters
-    spread = model.expert_parallel
-    reference = 2 if getattr(config, "beta", 0) else 0
-    for parameters, ranks in ((shape.parameters - experts, 1), (experts, spread)):
-        states = 12 / (layout.data // ranks if config.distributed_optimizer else 1)
-        each = 6 + reference + states
-        bytes_held += parameters / ranks * each
-    largest = max(shape.stage_layers(layout.pipeline)) / shape.layers
-    return bytes_held * largest / layout.tensor <= memory * 2 / 3
+    return (
+        largest_states(config, model, shape, with_experts(layout, model)) <= target.memory * 2 / 3
+    )
 
 
-def count_engines(rollout: RolloutConfig, role: str, layout: Layout, shape: ModelShape) -> int:
+def count_engines(
+    rollout: RolloutConfig,
+    role: str,
+    layout: Layout,
+    shape: ModelShape,
+    target: Device | None = None,
+) -> int:
     """How many engines serve the role; 0 in the settings leaves the choice to us.
+
+    Args:
+        target: the devices they run on; None: this process's.
 
     Raises:
         ConfigError: for a number that does not suit the role's ranks, or the servers given.
     """
+    on_gpus = target.is_gpu if target else device.is_cuda()
     if rollout.engine == "server":
         return _count_servers(rollout, role, layout)
     if urls := getattr(rollout, f"{role}_servers"):
@@ -261,12 +266,12 @@ def count_engines(rollout: RolloutConfig, role: str, layout: Layout, shape: Mode
         raise ConfigError(
             f"{key}: {shape.groups} key-value heads neither divide by it nor it by them"
         )
-    if device.is_cuda() and layout.size % tensor:
+    if on_gpus and layout.size % tensor:
         raise ConfigError(f"{key}: the role's {layout.size} devices do not divide by it")
     asked = getattr(rollout, f"{role}_engines")
     if asked == 0:
-        return layout.size // tensor if device.is_cuda() else 1
-    most = layout.size // tensor if device.is_cuda() else layout.size
+        return layout.size // tensor if on_gpus else 1
+    most = layout.size // tensor if on_gpus else layout.size
     if asked < 0 or asked > most or layout.size % asked:
         raise ConfigError(
             f"rollout.{role}_engines={asked}: must divide the role's {layout.size} ranks "

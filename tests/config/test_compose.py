@@ -74,6 +74,7 @@ def test_every_field_has_a_key():
         ("student_engines=2", "rollout.student_engines"),
         ("teacher={pth: x}", "teacher.path"),
         ("+max_step=1", "max_steps"),
+        ("hardwear=cpu", "hardware"),
     ],
 )
 def test_unknown_key_is_answered_with_the_nearest(override, nearest):
@@ -121,14 +122,16 @@ def test_wrong_type_names_key_value_and_what_fits(override, expected):
 
 
 def test_unknown_experiment_lists_those_there_are():
-    assert (
-        refusal(experiment="nope") == "experiment=nope: choose one of custom, demo, gsm8k_qwen2.5"
+    assert refusal(experiment="nope") == (
+        "experiment=nope: choose one of custom, demo, gsm8k_llama3.1_70b, gsm8k_qwen2.5"
     )
 
 
 @pytest.mark.parametrize("value", ["zz", "null", "{teacher: 2x1x1}"])
 def test_unknown_option_of_a_group_lists_those_there_are(value):
-    assert refusal(f"layout={value}") == f"layout={value}: choose one of auto, demo"
+    assert refusal(f"layout={value}") == (
+        f"layout={value}: choose one of auto, colocated, demo, nodes_8"
+    )
 
 
 def test_missing_value_is_asked_for():
