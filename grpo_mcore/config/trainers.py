@@ -250,6 +250,10 @@ class TeachingConfig:
     student_temperature: float = 0.0
     degradation_penalty_multiplier: float = 2.0
     efficiency_weight: float = 1.0
+    gain_per_token: bool = True
+    """LikelihoodGainReward is a mean over the reference's tokens; False: the sum over them."""
+    gain_clip: float | None = None
+    """It is kept within -gain_clip and gain_clip; None: as it is."""
     disable_student_offloading: bool = False
     """Keep the student's engine in GPU memory while a colocated teacher works."""
     templates: TemplatesConfig = field(default_factory=TemplatesConfig)
@@ -353,8 +357,9 @@ class TeacherGRPOConfig(TrainingConfig, GroupConfig, TeachingConfig):
 
     num_prompts_per_step: int | None = 16
     rewards: list[str] = field(default_factory=lambda: ["adaptive"])
-    """Where the trainer is given no `reward_funcs`: "adaptive" (AdaptiveTeachingReward) or
-    "package.module:function", weighed by `reward_weights`."""
+    """Where the trainer is given no `reward_funcs`: "adaptive" (AdaptiveTeachingReward),
+    "likelihood_gain" (LikelihoodGainReward) or "package.module:function", weighed by
+    `reward_weights`."""
 
     # As in ATLAS, which corrects neither.
     use_bias_correction_kl: bool = False

@@ -10,6 +10,7 @@ from grpo_mcore.rewards.call import (
     reward_metrics,
     score,
 )
+from grpo_mcore.rewards.likelihood_gain import LikelihoodGainReward
 from grpo_mcore.rewards.model import RewardModel
 from grpo_mcore.rewards.shape import (
     format_reward,
@@ -21,6 +22,7 @@ from grpo_mcore.rewards.specs import RewardSource, RewardSpec, as_reward_specs, 
 
 __all__ = [
     "AdaptiveTeachingReward",
+    "LikelihoodGainReward",
     "RewardCall",
     "RewardError",
     "RewardModel",

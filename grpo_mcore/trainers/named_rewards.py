@@ -5,7 +5,7 @@ from pathlib import Path
 
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.config.functions import load_function
-from grpo_mcore.rewards import AdaptiveTeachingReward, RewardSource
+from grpo_mcore.rewards import AdaptiveTeachingReward, LikelihoodGainReward, RewardSource
 
 
 def _adaptive(config: TeacherGRPOConfig) -> AdaptiveTeachingReward:
@@ -15,7 +15,14 @@ def _adaptive(config: TeacherGRPOConfig) -> AdaptiveTeachingReward:
     )
 
 
-NAMED: dict[str, Callable[[TeacherGRPOConfig], RewardSource]] = {"adaptive": _adaptive}
+def _likelihood_gain(config: TeacherGRPOConfig) -> LikelihoodGainReward:
+    return LikelihoodGainReward(config.gain_per_token, config.gain_clip)
+
+
+NAMED: dict[str, Callable[[TeacherGRPOConfig], RewardSource]] = {
+    "adaptive": _adaptive,
+    "likelihood_gain": _likelihood_gain,
+}
 """Name in `rewards` -> what makes the reward function."""
 
 

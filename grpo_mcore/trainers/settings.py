@@ -269,6 +269,7 @@ def _check_templates(config: TeacherGRPOConfig) -> None:
         "diagnostic": {"question"},
         "adaptive": {"question", "approach"},
         "with_teaching": {"question", "teaching"},
+        "reference": {"answer"},
     }
     for name, fields in needed.items():
         missing = fields - fields_of(getattr(config.templates, name))
