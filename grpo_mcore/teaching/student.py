@@ -30,7 +30,7 @@ from grpo_mcore.rollout.requests import Request, request_seed
 
 @dataclass(frozen=True)
 class StudentWork:
-    """Texts the student wrote, and when its engines and its model worked (seconds since the epoch)."""
+    """Texts the student wrote, and from when to when it worked (seconds since the epoch)."""
 
     texts: list[str]
     started: float

@@ -43,5 +43,7 @@ def test_a_clip_of_nothing_is_refused():
 
 
 def test_its_settings_are_a_teachers_only(tmp_path):
-    with pytest.raises(ConfigError, match="gain_clip=1.0: is a setting of TeacherGRPOTrainer only"):
+    with pytest.raises(
+        ConfigError, match=r"gain_clip=1\.0: is a setting of TeacherGRPOTrainer only"
+    ):
         GRPOTrainer("model", args=GRPOConfig(output_dir=str(tmp_path), gain_clip=1.0))

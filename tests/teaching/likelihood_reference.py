@@ -1,5 +1,4 @@
-"""What transformers makes of the likelihood of a completion after each of some prompts, in a process
-that never imports Megatron.
+"""How likely transformers finds completions, in a process that never imports Megatron.
 
     python likelihood_reference.py MODEL FILE
 
@@ -24,7 +23,7 @@ def main() -> None:
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": turn}], add_generation_prompt=True, return_dict=False
         )
-        tokens = tokenizer.encode(completion, add_special_tokens=False) + [tokenizer.eos_token_id]
+        tokens = [*tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
         whole = torch.tensor([[*prompt, *tokens]])
         table = model(whole).logits[0].double().log_softmax(-1)
         chosen = table[len(prompt) - 1 : -1].gather(1, torch.tensor(tokens)[:, None])

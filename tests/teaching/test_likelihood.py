@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, LlamaTokenizer
 from examples.demo import problems
 from examples.demo.tokenizer import build_tokenizer
 from grpo_mcore.data.text import extract_teaching
+from grpo_mcore.data.tokenizer import Tokenizer
 from tests.conftest import write_family_model
 from tests.data.sentencepiece_model import train_tokenizer
 from tests.end_to_end.conftest import records, run_command, torchrun
@@ -28,7 +29,7 @@ OF_TEACHER = (
 OF_STUDENT = (
     "{{ bos_token }}{% for m in messages %}[INST] {{ m.content | trim }} [/INST]{% endfor %}"
 )
-STEPS = 2
+STEPS, LONGEST_TEACHING = 2, 12
 PLACEMENTS = {
     "separate": (2, ["layout.teacher=1x1x1", "layout.student=1x1x1"]),
     "colocated": (1, []),
@@ -37,7 +38,7 @@ PLACEMENTS = {
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> SimpleNamespace:
-    """A Qwen3 that teaches and a Llama with a SentencePiece tokenizer, and their questions, of which
+    """A Qwen3 that teaches, a Llama with a SentencePiece tokenizer, and their questions, of which
     the first has no worked answer."""
     root = tmp_path_factory.mktemp("pair")
     teacher, student = build_tokenizer(), root / "sentencepiece"
@@ -75,7 +76,7 @@ def run(pair, output: Path, processes: int, *overrides: str) -> Path:
         "rewards": "[adaptive,likelihood_gain]", "reward_weights": "[1,0.5]",
         "templates.baseline": f"'{BASELINE}'", "templates.with_teaching": f"'{WITH_TEACHING}'",
         "num_prompts_per_step": 4, "num_generations": 2, "per_device_train_batch_size": 8,
-        "max_completion_length": 12, "max_answer_tokens": 8, "log_completions": 8,
+        "max_completion_length": LONGEST_TEACHING, "max_answer_tokens": 8, "log_completions": 8,
         "max_steps": STEPS, "shuffle_dataset": "false", "save_steps": 1,
         "rollout.kv_cache_gib": 0.05, "rollout.deadline_seconds": 240, "output_dir": output,
     }  # fmt: skip
@@ -85,18 +86,15 @@ def run(pair, output: Path, processes: int, *overrides: str) -> Path:
     return output
 
 
-@pytest.fixture(scope="module", params=PLACEMENTS)
-def finished(pair, tmp_path_factory, request) -> Path:
-    processes, layout = PLACEMENTS[request.param]
-    placement = f"layout.placement={request.param}"
-    return run(pair, tmp_path_factory.mktemp("runs") / "run", processes, placement, *layout)
+def run_at(placement: str, pair, output: Path, *overrides: str) -> Path:
+    processes, layout = PLACEMENTS[placement]
+    return run(pair, output, processes, f"layout.placement={placement}", *layout, *overrides)
 
 
-def transformers_says(pair, turns: list[tuple[str, str]], directory: Path) -> list[tuple]:
-    file = directory / "turns.json"
-    file.write_text(json.dumps(turns))
-    said = run_command([sys.executable, HERE / "likelihood_reference.py", pair.student, file])
-    return json.loads(said.split("found ", 1)[1].splitlines()[0])
+@pytest.fixture(scope="module")
+def finished(pair, tmp_path_factory) -> Path:
+    """A run whose student has ranks of its own, which are asked through the mailbox."""
+    return run_at("separate", pair, tmp_path_factory.mktemp("runs") / "run")
 
 
 def lessons_of(directory: Path) -> list[dict]:
@@ -105,57 +103,55 @@ def lessons_of(directory: Path) -> list[dict]:
     return rows
 
 
-def references(pair) -> dict[str, str | None]:
-    return {row["question"]: row["solution"] for row in pair.rows}
+def with_reference(pair, rows: list[dict]) -> list[tuple[dict, str]]:
+    """Lessons with the worked answers of their questions, where there are any."""
+    solutions = {row["question"]: row["solution"] for row in pair.rows}
+    return [(row, s) for row in rows if (s := solutions[row["question"]]) is not None]
 
 
-def test_gains_are_those_of_transformers(pair, finished, tmp_path):
-    solutions, turns, gains = references(pair), [], []
-    for row in lessons_of(finished):
-        question, solution = row["question"], solutions[row["question"]]
-        if solution is None:
-            assert row["likelihood_gain"] is None
-            continue
-        # The guidance's text in the student's tokens may be longer than the engine's limit.
-        taught = given_teaching(pair, extract_teaching(row["guidance"]))
-        prompts = [
-            BASELINE.replace("{question}", question),
-            WITH_TEACHING.replace("{question}", question).replace("{teaching}", taught),
-        ]
-        turns += [(prompt, solution) for prompt in prompts]
-        gains.append(row["likelihood_gain"])
-    said = [log_likelihood for *_, log_likelihood in transformers_says(pair, turns, tmp_path)]
-    expected = [with_it - alone for alone, with_it in zip(said[::2], said[1::2], strict=True)]
+@pytest.fixture(scope="module")
+def said(pair, finished, tmp_path_factory) -> list[tuple]:
+    """What transformers says: [prompt's tokens, completion's tokens, log-likelihood] without and
+    with the teaching of each lesson, by turns."""
+    tokenizer, turns = Tokenizer(str(pair.student)), []
+    for row, solution in with_reference(pair, lessons_of(finished)):
+        # Guidance may be longer in the student's tokens than in the teacher's.
+        taught = tokenizer.truncate(extract_teaching(row["guidance"]), LONGEST_TEACHING)
+        turns.append((BASELINE.replace("{question}", row["question"]), solution))
+        prompt = WITH_TEACHING.replace("{question}", row["question"])
+        turns.append((prompt.replace("{teaching}", taught), solution))
+    file = tmp_path_factory.mktemp("reference") / "turns.json"
+    file.write_text(json.dumps(turns))
+    output = run_command([sys.executable, HERE / "likelihood_reference.py", pair.student, file])
+    return json.loads(output.split("found ", 1)[1].splitlines()[0])
+
+
+def test_gains_are_those_of_transformers(pair, finished, said):
+    rows = lessons_of(finished)
+    gains = [row["likelihood_gain"] for row, _ in with_reference(pair, rows)]
+    values = [log_likelihood for *_, log_likelihood in said]
+    expected = [taught - alone for alone, taught in zip(values[::2], values[1::2], strict=True)]
     assert gains == pytest.approx(expected, abs=1e-4)
     assert max(map(abs, gains)) > 0.01
-
-
-def given_teaching(pair, text: str) -> str:
-    """At most twelve of the student's tokens."""
-    from grpo_mcore.data.tokenizer import Tokenizer
-
-    return Tokenizer(str(pair.student)).truncate(text, 12)
+    assert [row["likelihood_gain"] for row in rows].count(None) == len(rows) - len(gains) == 2
 
 
 def test_a_run_is_trained_on_both_rewards(pair, finished):
-    tokenizer, solutions = AutoTokenizer.from_pretrained(pair.student), references(pair)
+    tokenizer = Tokenizer(str(pair.student))
     for record in records(finished):
         rows = [row for row in lessons_of(finished) if row["step"] == record["step"]]
-        means = [
-            row["likelihood_gain"] / (1 + len(tokenizer.encode(solutions[row["question"]],
-                                                               add_special_tokens=False)))
-            for row in rows
-            if row["likelihood_gain"] is not None
-        ]  # fmt: skip
-        mean = sum(means) / len(means)
+        gains = []
+        for row, solution in with_reference(pair, rows):
+            gains.append(row["likelihood_gain"] / (len(tokenizer.encode(solution)) + 1))  # its end
+            assert row["reward"] == pytest.approx(0.5 * gains[-1], abs=1e-6)
+        mean = sum(gains) / len(gains)
         assert record["rewards/LikelihoodGainReward/mean"] == pytest.approx(mean, abs=1e-6)
         assert record["likelihood_gain"] == pytest.approx(mean, abs=1e-6)
         assert record["rewards/AdaptiveTeachingReward/mean"] == 0  # of a random student
         assert record["time/student_likelihoods"] > 0
         assert record["grad_norm"] > 1e-3
-        for row, value in zip([r for r in rows if r["likelihood_gain"] is not None], means):
-            assert row["reward"] == pytest.approx(0.5 * value, abs=1e-6)
-    assert 0 < records(finished)[1]["time/student_hidden_share"] <= 1
+    first, second = [record["time/student_hidden_share"] for record in records(finished)]
+    assert first == 0 < second <= 1
 
 
 def test_attempts_are_saved_with_their_likelihoods(finished):
@@ -187,14 +183,13 @@ def test_each_is_asked_in_its_own_chat_template(pair, finished):
         assert "<|im" not in text
 
 
-def test_a_model_spread_over_ranks_says_the_same(pair, tmp_path):
-    """Five pairs, which no number of ranks divides."""
-    rows = pair.rows[1:6]
-    turns = [(row["question"] * n, row["solution"]) for n, row in enumerate(rows, 1)]
-    file = tmp_path / "found.json"
-    file.write_text(json.dumps(transformers_says(pair, turns, tmp_path)))
-    command = torchrun(2, HERE / "layouts_worker.py", pair.student, file)
-    lines = [line for line in run_command(command).splitlines() if line.startswith("difference")]
+def test_a_model_spread_over_ranks_says_the_same(pair, said, tmp_path):
+    """At each layout of two, with micro-batches of so many sequences or tokens; five prompts, which
+    no number of ranks divides."""
+    file = tmp_path / "said.json"
+    file.write_text(json.dumps(said[:5]))
+    output = run_command(torchrun(2, HERE / "layouts_worker.py", pair.student, file))
+    lines = [line for line in output.splitlines() if line.startswith("difference")]
     assert len(lines) == 6
     for line in lines:
         *_, difference, count = line.split()
@@ -202,13 +197,25 @@ def test_a_model_spread_over_ranks_says_the_same(pair, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_colocated_student_says_the_same(pair, finished, tmp_path):
+    colocated = run_at("colocated", pair, tmp_path / "run")
+    assert without_gains(colocated)[0] == without_gains(finished)[0]
+    assert without_gains(colocated)[1] == pytest.approx(without_gains(finished)[1], abs=1e-6)
+
+
+def without_gains(directory: Path) -> tuple[list[dict], list[float]]:
+    """The lessons, and apart from them what follows from likelihoods: gains and rewards."""
+    rows = records(directory, "completions")
+    values = [row.pop(name) for row in rows for name in ("likelihood_gain", "reward")]
+    return rows, [value for value in values if value is not None]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_a_resumed_run_is_the_same(pair, tmp_path, placement):
-    processes, layout = PLACEMENTS[placement]
-    options = [f"layout.placement={placement}", *layout]
-    whole = run(pair, tmp_path / "whole", processes, *options)
+    whole = run_at(placement, pair, tmp_path / "whole")
     first = whole / "checkpoints" / "iter_0000001"
-    part = run(pair, tmp_path / "part", processes, *options, f"resume={first}")
+    part = run_at(placement, pair, tmp_path / "part", f"resume={first}")
 
     def second(directory: Path) -> list:
         steps = [r for r in records(directory) if r["step"] == STEPS]
@@ -229,13 +236,8 @@ def test_a_resumed_run_is_the_same(pair, tmp_path, placement):
     ],
     ids=["tensor parallel", "two engines"],
 )
-def test_a_student_spread_over_ranks_and_engines_says_the_same(pair, tmp_path, options):
-    one = ["layout.placement=separate", "layout.teacher=1x1x1"]
-    alone = run(pair, tmp_path / "one", 2, *one, "layout.student=1x1x1", "max_steps=1")
-    spread = run(pair, tmp_path / "several", 3, *one, *options, "max_steps=1")
-    found, expected = (records(directory, "completions") for directory in (spread, alone))
-    gains = [[row.pop("likelihood_gain") for row in rows] for rows in (found, expected)]
-    rewards = [[row.pop("reward") for row in rows] for rows in (found, expected)]
-    assert found == expected
-    assert gains[0] == pytest.approx(gains[1], abs=1e-5)
-    assert rewards[0] == pytest.approx(rewards[1], abs=1e-5)
+def test_a_student_spread_over_ranks_and_engines_says_the_same(pair, finished, tmp_path, options):
+    separate = ["layout.placement=separate", "layout.teacher=1x1x1"]
+    spread = run(pair, tmp_path / "run", 3, *separate, *options)
+    assert without_gains(spread)[0] == without_gains(finished)[0]
+    assert without_gains(spread)[1] == pytest.approx(without_gains(finished)[1], abs=1e-4)
