@@ -25,7 +25,7 @@ from grpo_mcore.trainers.teacher_grpo import teacher_config
 from tests.end_to_end.conftest import records
 
 ROWS = [{"question": f"tom has {n} cards.", "answer": f"so #### {n}"} for n in range(6)]
-LONG_ANSWERS = [ROWS[0], {"question": "how many?", "answer": 30 * "1 4 "}]
+LONG_ANSWERS = [ROWS[0], {"question": "how many?", "answer": 60 * "1 4 "}]
 TEMPLATES = TemplatesConfig(
     baseline="alone {question}",
     diagnostic="plan {question}",
@@ -211,7 +211,7 @@ def test_without_a_student_the_reference_is_taught(model, tiny_models, tmp_path)
         ),
         (
             {"train_dataset": LONG_ANSWERS, "reward_funcs": LikelihoodGainReward()},
-            {"max_completion_length": 70},
+            {},
             "data.reference_column=None: with the reference of row 1 student.path's context of 128",
         ),
     ],
