@@ -26,6 +26,7 @@ _HOMES = {
     "format_reward": "grpo_mcore.rewards",
     "reward": "grpo_mcore.rewards",
     "AdaptiveTeachingReward": "grpo_mcore.rewards",
+    "LikelihoodGainReward": "grpo_mcore.rewards",
 }
 __all__ = sorted(_HOMES)
 

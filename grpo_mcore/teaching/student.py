@@ -96,7 +96,8 @@ class Student:
     """The frozen student's engines, templates and tokenizer, on the student's ranks; and its model,
     where it is asked for log-likelihoods."""
 
-    sleeps = False
+    shares_device = False
+    """With a teacher."""
 
     def __init__(
         self,
@@ -106,6 +107,8 @@ class Student:
         model: ScoringModel | None = None,
     ):
         self.pool, self.tokenizer, self.config, self.model = pool, tokenizer, config, model
+        offloads = self.shares_device and not config.disable_student_offloading
+        self.sleeps = offloads and device.is_cuda()
 
     def attempts(
         self, questions: list[str], keys: list[str], references: list[str] | None = None
@@ -213,15 +216,7 @@ class LocalStudent(Student):
     """Asks the student on this same rank. Its engine works in a process of its own meanwhile; on a
     GPU, whose memory the teacher needs, it works at once and then sleeps."""
 
-    def __init__(
-        self,
-        pool: RolloutPool,
-        tokenizer: Tokenizer,
-        config: TeacherGRPOConfig,
-        model: ScoringModel | None = None,
-    ):
-        super().__init__(pool, tokenizer, config, model)
-        self.sleeps = device.is_cuda() and not config.disable_student_offloading
+    shares_device = True
 
     def close(self) -> None:
         """Nothing to tell: the student's engines end with the trainer's."""
