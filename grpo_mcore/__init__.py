@@ -30,6 +30,7 @@ _HOMES = {
     "AdaptiveTeachingReward": "grpo_mcore.rewards",
     "RIMReward": "grpo_mcore.rewards.rim",
     "RewardSystemConfig": "grpo_mcore.config",
+    "LikelihoodGainReward": "grpo_mcore.rewards",
 }
 __all__ = sorted(_HOMES)
 

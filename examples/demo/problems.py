@@ -313,4 +313,9 @@ def teacher_sft_rows(seed: int, count: int) -> Iterator[dict[str, str]]:
 
 
 def rl_row(question: Question) -> dict[str, str]:
-    return {"question": question.text, "answer": question.answer}
+    """`solution` is the right answer as the student writes it (`data.reference_column`)."""
+    return {
+        "question": question.text,
+        "answer": question.answer,
+        "solution": solution_text(question, question.truth),
+    }

@@ -59,6 +59,7 @@ def main() -> None:
         "seconds_measuring": round(finished - trained, 1),
         "layout": f"teacher {config.layout.teacher}, student {config.layout.student} (TPxPPxDP)",
         "seed": config.seed,
+        "student_hidden_share": _hidden_share(read_metrics(run)),
     }
     picture = run.parent / "curves.png"
     plot_curves(read_metrics(run), picture, f"adaptive teaching, demo, seed {config.seed}")
@@ -75,6 +76,16 @@ def _set_aside(run: Path) -> None:
         run.rename(run.with_name(f"run-{stamp}"))
 
 
+def _hidden_share(records: list[dict]) -> float:
+    """The share of the student's time for its attempts, over the whole run, in which the teacher
+    trained; of the first step's attempts nothing can be."""
+    hidden, all_of_it = (
+        sum(record.get(f"time/{name}", 0.0) for record in records)
+        for name in ("student_attempts_during_training", "student_attempts")
+    )
+    return hidden / all_of_it
+
+
 def _table(result: dict) -> str:
     unseen = result["unseen_wordings_figures"]
     rows = [
@@ -89,6 +100,7 @@ def _table(result: dict) -> str:
         ("right answers kept", result["non_degradation"], unseen["non_degradation"]),
         ("control: best single hint for all", result["constant_guidance"], ""),
         ("control: learned hints, shuffled", result["shuffled_guidance"], ""),
+        ("student's attempts during training", result["student_hidden_share"], ""),
     ]  # fmt: skip
     lines = [
         f"{name:36s}" + "".join(f"{v:>20.3f}" if v != "" and not isinstance(v, str) else f"{v:>20s}"

@@ -74,6 +74,9 @@ class DataConfig:
     question_column: str = "question"
     answer_column: str = "answer"
     """The final answer as text; of "... #### 42" only what follows the mark counts."""
+    reference_column: str | None = None
+    """A worked answer as text, for LikelihoodGainReward; None: the final answer, in
+    `templates.reference`. A row may have none."""
     eval_size: int = 0
     """Use only the first so many held-out rows; 0: all."""
     overlong: str = "error"
@@ -131,6 +134,8 @@ class TemplatesConfig:
         "answer."
     )
     """Above 0.7."""
+    reference: str = "<solution>{answer}</solution>"
+    """The right answer as the student would write it, whose likelihood teaching is to raise."""
 
 
 @dataclass

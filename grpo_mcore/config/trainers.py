@@ -258,6 +258,10 @@ class TeachingConfig:
     extraction: str = "strict"
     """An answer's solution is what its <solution> tags hold ("strict"), or also what a box holds,
     and of what the tags hold the answer alone ("lenient")."""
+    gain_per_token: bool = True
+    """LikelihoodGainReward is a mean over the reference's tokens; False: the sum over them."""
+    gain_clip: float | None = None
+    """It is kept within -gain_clip and gain_clip; None: as it is."""
     disable_student_offloading: bool = False
     """Keep the student's engine in GPU memory while a colocated teacher works."""
     templates: TemplatesConfig = field(default_factory=TemplatesConfig)
@@ -361,9 +365,9 @@ class TeacherGRPOConfig(TrainingConfig, GroupConfig, TeachingConfig):
 
     num_prompts_per_step: int | None = 16
     rewards: list[str] = field(default_factory=lambda: ["adaptive"])
-    """Where the trainer is given no `reward_funcs`: "adaptive" (AdaptiveTeachingReward), "rim"
-    (RIMReward), "leak_penalty" (-1 where a teaching gives the answer away) or
-    "package.module:function", weighed by `reward_weights`."""
+    """Where the trainer is given no `reward_funcs`: "adaptive" (AdaptiveTeachingReward),
+    "likelihood_gain" (LikelihoodGainReward), "rim" (RIMReward), "leak_penalty" (-1 where a teaching
+    gives the answer away) or "package.module:function", weighed by `reward_weights`."""
     reward_system: RewardSystemConfig = field(default_factory=RewardSystemConfig)
     """Of "rim"."""
     judge: JudgeServerConfig = field(default_factory=JudgeServerConfig)

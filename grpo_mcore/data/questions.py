@@ -5,6 +5,7 @@ from typing import Any
 
 from grpo_mcore.config import ConfigError, DataConfig
 from grpo_mcore.data.sources import open_dataset
+from grpo_mcore.data.text import fill
 
 GROUND_TRUTHS = ("ground_truths", "ground_truth", "answer")
 """Columns that can be the answer, the first there is."""
@@ -14,12 +15,14 @@ ANSWER_MARK = "####"
 
 @dataclass(frozen=True)
 class Question:
-    """`row` is its number in the source, `columns` the source's own row."""
+    """`row` is its number in the source, `columns` the source's own row, `reference` its worked
+    answer, "" where it has none; None where the source has none for any."""
 
     row: int
     text: str
     answer: str
     columns: dict
+    reference: str | None = None
 
 
 def final_answer(text: str) -> str:
@@ -28,6 +31,14 @@ def final_answer(text: str) -> str:
     if ANSWER_MARK not in text:
         return text.strip()
     return text.rsplit(ANSWER_MARK, 1)[1].strip().replace(",", "")
+
+
+def reference_answer(question: Question, template: str) -> str:
+    """The right answer as a student would write it: the worked one, or where the source has none
+    the final answer in the field {answer} of `template`; "" where there is neither."""
+    if question.reference is not None:
+        return question.reference
+    return fill(template, answer=question.answer) if question.answer else ""
 
 
 def load_questions(data: DataConfig, key: str, source: Any, split: str) -> list[Question]:
@@ -54,6 +65,12 @@ def load_questions(data: DataConfig, key: str, source: Any, split: str) -> list[
             )
         columns.append(found)
     question_column, answer_column = columns
+    reference_column = data.reference_column
+    if reference_column is not None and reference_column not in opened.columns:
+        raise ConfigError(
+            f"data.reference_column={reference_column}: {source if is_named else key} has no such "
+            f"column; it has {', '.join(opened.columns)}"
+        )
     questions = []
     for number in range(opened.size):
         row = opened[number]
@@ -64,5 +81,8 @@ def load_questions(data: DataConfig, key: str, source: Any, split: str) -> list[
             raise ConfigError(f"{opened.name}: row {number} has no text in {question_column}")
         if answer is None or not final_answer(str(answer)):
             raise ConfigError(f"{opened.name}: row {number} has no answer in {answer_column}")
-        questions.append(Question(number, text, final_answer(str(answer)), row))
+        reference = None
+        if reference_column is not None:
+            reference = "" if row[reference_column] is None else str(row[reference_column]).strip()
+        questions.append(Question(number, text, final_answer(str(answer)), row, reference))
     return questions

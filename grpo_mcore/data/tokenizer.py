@@ -31,6 +31,13 @@ class Tokenizer:
         """The ids of `text` alone, nothing added."""
         return list(self.inner(text, add_special_tokens=False)["input_ids"])
 
+    def encode_completion(self, text: str) -> list[int]:
+        """The ids of `text` as all that a model writes: the tokenizer's end token follows, where it
+        has one. None for no text."""
+        if not text:
+            return []
+        return self.encode(text) + [i for i in (self.inner.eos_token_id,) if i is not None]
+
     def decode(self, tokens: list[int]) -> str:
         return self.inner.decode(tokens, skip_special_tokens=True)
 

@@ -11,6 +11,7 @@ from grpo_mcore.rewards.call import (
 )
 from grpo_mcore.rewards.grading import Grader
 from grpo_mcore.rewards.leak import leak_penalty, leaks_answer
+from grpo_mcore.rewards.likelihood_gain import LikelihoodGainReward
 from grpo_mcore.rewards.metrics import group_metrics, reward_metrics
 from grpo_mcore.rewards.model import RewardModel
 from grpo_mcore.rewards.shape import (
@@ -24,6 +25,7 @@ from grpo_mcore.rewards.specs import RewardSource, RewardSpec, as_reward_specs, 
 __all__ = [
     "AdaptiveTeachingReward",
     "Grader",
+    "LikelihoodGainReward",
     "RewardCall",
     "RewardError",
     "RewardModel",

@@ -88,6 +88,10 @@ class RewardSpec:
     def limits_itself(self) -> bool:
         return bool(_mark(self.function, "limits_itself"))
 
+    def asks_for(self, column: str) -> bool:
+        """Whether the function names `column` among its parameters; taking all is not asking."""
+        return any(p.name == column for p in self._split()[1])
+
     def missing(self, columns: Iterable[str]) -> list[str]:
         """Parameters that nothing fills where the dataset has `columns`."""
         columns = set(columns)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from grpo_mcore.config import TeacherGRPOConfig
-from grpo_mcore.data.questions import Question
+from grpo_mcore.data.questions import Question, reference_answer
 from grpo_mcore.data.text import extract_teaching, fill
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.rewards import Grader
@@ -30,9 +30,11 @@ def grader_of(config: TeacherGRPOConfig) -> Grader:
 
 @dataclass(frozen=True)
 class PendingAttempts:
-    """Attempts the student was asked for."""
+    """Attempts the student was asked for, with what it was to say of the right answers
+    (`references`)."""
 
     questions: list[Question]
+    references: list[str] | None
     pending: Pending
     config: TeacherGRPOConfig
 
@@ -45,6 +47,7 @@ class PendingAttempts:
         """The attempts as JSON, once they are there."""
         return {
             "questions": [question.text for question in self.questions],
+            "references": self.references,
             "work": asdict(self.pending.result()),
         }
 
@@ -58,28 +61,36 @@ class Classroom:
         teacher: Callable[[list[Request]], list[Completion]],
         tokenizer: Tokenizer,
         config: TeacherGRPOConfig,
+        measures_likelihood: bool = False,
     ):
         """
         Args:
             teacher: gives one completion a request, in order.
+            measures_likelihood: ask the student too how likely it finds the right answers.
         """
+        self.measures_likelihood = measures_likelihood
+        self.scoring_seconds = 0.0
+        """What the newest taught answers' log-likelihoods took the student."""
         self.student, self.teacher = student, teacher
         self.tokenizer, self.config = tokenizer, config
 
     def ask_attempts(self, questions: list[Question], key: str) -> PendingAttempts:
         """Asks the student for unaided answers and an approach for each question, and does not
         wait: they do not depend on the teacher."""
+        references = self._references(questions)
         pending = self.student.attempts(
-            [q.text for q in questions], [f"{key}/{i}" for i in range(len(questions))]
+            [q.text for q in questions], [f"{key}/{i}" for i in range(len(questions))], references
         )
-        return PendingAttempts(questions, pending, self.config)
+        return PendingAttempts(questions, references, pending, self.config)
 
     def recall_attempts(self, questions: list[Question], record: dict) -> PendingAttempts | None:
         """The attempts in `record`; None if they are not those of `questions`."""
-        if record["questions"] != [question.text for question in questions]:
+        references = self._references(questions)
+        asked = record["questions"], record["references"]
+        if asked != ([question.text for question in questions], references):
             return None
         finished = Finished(StudentWork(**record["work"]))
-        return PendingAttempts(questions, finished, self.config)
+        return PendingAttempts(questions, references, finished, self.config)
 
     def guide(
         self, attempts: list[Attempt], key: str, copies: int, temperature: float
@@ -125,12 +136,17 @@ class Classroom:
         given = [attempts[i // each] for i in range(len(texts))]
         teachings = [extract_teaching(text) for text in texts]
         work = self.student.taught_answers(
-            [a.question.text for a in given], teachings, [f"{key}/{i}" for i in range(len(texts))]
+            [a.question.text for a in given],
+            teachings,
+            [f"{key}/{i}" for i in range(len(texts))],
+            self._references([a.question for a in given]),
         ).result()
+        self.scoring_seconds = work.scoring_seconds
+        found = work.log_likelihoods or [None] * len(texts)
         return [
-            Lesson(attempt, text, len(self.tokenizer.encode(teaching)), answer)
-            for attempt, text, teaching, answer in zip(
-                given, texts, teachings, work.texts, strict=True
+            Lesson(attempt, text, len(self.tokenizer.encode(teaching)), answer, log_likelihood)
+            for attempt, text, teaching, answer, log_likelihood in zip(
+                given, texts, teachings, work.texts, found, strict=True
             )
         ]
 
@@ -142,3 +158,8 @@ class Classroom:
             texts = self.texts(self.guide(attempts, key, 1, temperature))
             lessons[name] = self.teach(attempts, texts, key)
         return lessons
+
+    def _references(self, questions: list[Question]) -> list[str] | None:
+        if not self.measures_likelihood:
+            return None
+        return [reference_answer(q, self.config.templates.reference) for q in questions]

@@ -1,6 +1,6 @@
 """A lesson: question, the student's unaided answers and approach, a teaching, the taught answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, pstdev
 
@@ -19,6 +19,10 @@ class Attempt:
     baselines: list[str]
     approach: str
     grader: Grader = STRICT_TEXT
+    log_likelihood: float | None = None
+    """Of the reference answer after the baseline prompt, in nats; None: not asked for."""
+    reference_tokens: int = 0
+    """Of the reference answer, its end included; 0: there is none."""
 
     @cached_property
     def solutions(self) -> list[str]:
@@ -40,6 +44,8 @@ class Lesson:
     """All the teacher wrote; the student sees what stands in its <teaching> tags."""
     teaching_tokens: int
     answer: str
+    log_likelihood: float | None = None
+    """Of the reference answer after the prompt with the teaching, in nats; None: not asked for."""
 
     @property
     def teaching(self) -> str:
@@ -81,7 +87,16 @@ class Lesson:
             "answer": self.answer,
             "outcome": self.outcome,
             "leaks": self.leaks,
+            "likelihood_gain": self.likelihood_gain,
         }
+
+    @property
+    def likelihood_gain(self) -> float | None:
+        """By how much the teaching raises the reference answer's log-likelihood, in nats; None
+        where that was not asked for, or there is no reference."""
+        if self.log_likelihood is None or not self.attempt.reference_tokens:
+            return None
+        return self.log_likelihood - self.attempt.log_likelihood
 
 
 def collect_attempts(
@@ -90,11 +105,20 @@ def collect_attempts(
     baseline_samples: int,
     grader: Grader = STRICT_TEXT,
 ) -> list[Attempt]:
-    """Splits the student's texts: all unaided answers, then one approach a question."""
+    """Splits the student's texts: all unaided answers, then one approach a question. What it was
+    not asked for of the reference answers is left open."""
     alone, probes = work.texts[: -len(questions)], work.texts[-len(questions) :]
-    return [
+    attempts = [
         Attempt(q, alone[i * baseline_samples : (i + 1) * baseline_samples], probes[i], grader)
         for i, q in enumerate(questions)
+    ]
+    if not work.log_likelihoods:
+        return attempts
+    return [
+        replace(attempt, log_likelihood=found, reference_tokens=tokens)
+        for attempt, found, tokens in zip(
+            attempts, work.log_likelihoods, work.reference_tokens, strict=True
+        )
     ]
 
 
@@ -104,11 +128,17 @@ def summarise(lessons: list[Lesson]) -> dict[str, float]:
     Returns:
         Accuracies of the student alone and taught and their difference; the shares of lessons that
         improved and degraded the student, and of those that leak the answer; `non_degradation`, the
-        share of questions answered right alone that stay right (1.0 where there are none); and mean
-        and standard deviation (n in the denominator, as in ATLAS) of the teachings' tokens.
+        share of questions answered right alone that stay right (1.0 where there are none); mean and
+        standard deviation (n in the denominator, as in ATLAS) of the teachings' tokens; and, where
+        it was asked for, `likelihood_gain`, the mean gain in nats a token of the reference answer.
     """
     alone = fmean(lesson.attempt.accuracy for lesson in lessons)
     taught = fmean(lesson.correct for lesson in lessons)
+    gains = [
+        lesson.likelihood_gain / lesson.attempt.reference_tokens
+        for lesson in lessons
+        if lesson.likelihood_gain is not None
+    ]
     kept = [lesson.correct for lesson in lessons if lesson.attempt.accuracy == 1.0]
     tokens = [lesson.teaching_tokens for lesson in lessons]
     return {
@@ -121,4 +151,4 @@ def summarise(lessons: list[Lesson]) -> dict[str, float]:
         "leak_rate": fmean(lesson.leaks for lesson in lessons),
         "teaching_length_mean": fmean(tokens),
         "teaching_length_std": pstdev(tokens),
-    }
+    } | ({"likelihood_gain": fmean(gains)} if gains else {})

@@ -1,13 +1,19 @@
 """What the student is asked, and how the teacher's ranks ask it.
 
+Its engines write; its own model, where one is kept, says meanwhile how likely it finds given
+answers after the same prompts.
+
 `Student` runs on the student's ranks. Where those are other ranks than the teacher's, `serve`
 answers questions that `RemoteStudent` posts to the mailbox; where they are the same ranks,
 `LocalStudent` asks directly. Both hand out a `Pending` answer at once, so that the student can work
 while the teacher trains.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from grpo_mcore import device
@@ -27,13 +33,20 @@ PROBES = 5
 
 @dataclass(frozen=True)
 class StudentWork:
-    """Texts the student wrote, and when its engines worked (seconds since the epoch). Of `probes`
-    also the log-probabilities of each text's tokens."""
+    """Texts the student wrote, and from when to when it worked (seconds since the epoch)."""
 
     texts: list[str]
     started: float
     finished: float
     log_probs: list[list[float]] = field(default_factory=list)
+    """Of each text's tokens, as they were sampled; of `probes` only."""
+    log_likelihoods: list[float] = field(default_factory=list)
+    """Of the reference answers, one for each question or pair, in nats; empty where there was no
+    asking for them."""
+    reference_tokens: list[int] = field(default_factory=list)
+    """As many, or empty."""
+    scoring_seconds: float = 0.0
+    """What the log-likelihoods took."""
 
 
 class Pending(Protocol):
@@ -56,12 +69,19 @@ class Asker(Protocol):
     approaches to one question, sampled at temperature 1. `tell` makes something known to processes
     that only carry the student.
 
-    `keys` seed the sampling: one for each question or pair."""
+    `keys` seed the sampling: one for each question or pair. `references`, as many, are answers
+    whose log-likelihoods after the same prompts are wanted too."""
 
-    def attempts(self, questions: list[str], keys: list[str]) -> Pending: ...
+    def attempts(
+        self, questions: list[str], keys: list[str], references: list[str] | None = None
+    ) -> Pending: ...
 
     def taught_answers(
-        self, questions: list[str], teachings: list[str], keys: list[str]
+        self,
+        questions: list[str],
+        teachings: list[str],
+        keys: list[str],
+        references: list[str] | None = None,
     ) -> Pending: ...
 
     def probes(self, question: str, max_tokens: int, key: str) -> Pending: ...
@@ -71,15 +91,39 @@ class Asker(Protocol):
     def close(self) -> None: ...
 
 
+class ScoringModel(Protocol):
+    """The student's own model on the ranks of the engines (`training.likelihood.FrozenModel`)."""
+
+    def log_likelihoods(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    ) -> list[float]: ...
+
+    def leave_device(self) -> None: ...
+
+    def return_to_device(self) -> None: ...
+
+
 class Student:
-    """The frozen student's engines, templates and tokenizer, on the student's ranks."""
+    """The frozen student's engines, templates and tokenizer, on the student's ranks; and its model,
+    where it is asked for log-likelihoods."""
 
-    sleeps = False
+    shares_device = False
+    """With a teacher."""
 
-    def __init__(self, pool: RolloutPool, tokenizer: Tokenizer, config: TeacherGRPOConfig):
-        self.pool, self.tokenizer, self.config = pool, tokenizer, config
+    def __init__(
+        self,
+        pool: RolloutPool,
+        tokenizer: Tokenizer,
+        config: TeacherGRPOConfig,
+        model: ScoringModel | None = None,
+    ):
+        self.pool, self.tokenizer, self.config, self.model = pool, tokenizer, config, model
+        offloads = self.shares_device and not config.disable_student_offloading
+        self.sleeps = offloads and device.is_cuda()
 
-    def attempts(self, questions: list[str], keys: list[str]) -> Pending:
+    def attempts(
+        self, questions: list[str], keys: list[str], references: list[str] | None = None
+    ) -> Pending:
         templates, config = self.config.templates, self.config
         alone = [
             self._request(
@@ -98,26 +142,29 @@ class Student:
             )
             for question, key in zip(questions, keys, strict=True)
         ]
-        return self._submit(alone + probes)
+        return self._submit(alone + probes, alone[:: config.baseline_samples], references)
 
     def taught_answers(
-        self, questions: list[str], teachings: list[str], keys: list[str]
+        self,
+        questions: list[str],
+        teachings: list[str],
+        keys: list[str],
+        references: list[str] | None = None,
     ) -> Pending:
         config = self.config
-        return self._submit(
-            [
-                self._request(
-                    fill(
-                        config.templates.with_teaching,
-                        question=question,
-                        teaching=self.tokenizer.truncate(teaching, config.max_completion_length),
-                    ),
-                    config.max_answer_tokens,
-                    request_seed(config.seed, key, "taught"),
-                )
-                for question, teaching, key in zip(questions, teachings, keys, strict=True)
-            ]
-        )
+        taught = [
+            self._request(
+                fill(
+                    config.templates.with_teaching,
+                    question=question,
+                    teaching=self.tokenizer.truncate(teaching, config.max_completion_length),
+                ),
+                config.max_answer_tokens,
+                request_seed(config.seed, key, "taught"),
+            )
+            for question, teaching, key in zip(questions, teachings, keys, strict=True)
+        ]
+        return self._submit(taught, taught, references)
 
     def probes(self, question: str, max_tokens: int, key: str) -> Pending:
         prompt = fill(self.config.templates.diagnostic, question=question)
@@ -126,9 +173,22 @@ class Student:
         return self._submit(requests, with_log_probs=True)
 
     def rest(self) -> None:
-        """Frees the device memory of engines that share it with a teacher at work."""
+        """Frees the device memory of engines and a model that share it with a teacher at work."""
         if self.sleeps:
             self.pool.sleep()
+            if self.model:
+                self.model.leave_device()
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """The model, if there is one, is off the device meanwhile, and on it afterwards."""
+        if self.model:
+            self.model.leave_device()
+        try:
+            yield
+        finally:
+            if self.model:
+                self.model.return_to_device()
 
     def _request(
         self, prompt: str, max_tokens: int, seed: int, temperature: float | None = None
@@ -137,28 +197,58 @@ class Student:
             temperature = self.config.student_temperature
         return Request(self.tokenizer.encode_prompt(prompt), max_tokens, seed, temperature)
 
-    def _submit(self, requests: list[Request], with_log_probs: bool = False) -> Pending:
+    def _submit(
+        self,
+        requests: list[Request],
+        scored: Sequence[Request] = (),
+        references: list[str] | None = None,
+        with_log_probs: bool = False,
+    ) -> Pending:
+        """Has the engines answer `requests`, and the model score `references` after the prompts of
+        `scored` while they do."""
         ticket = self.pool.submit(requests)
+        found = self._score([request.prompt for request in scored], references)
         if self.sleeps:
             ticket.result()
             self.rest()
 
         def finish() -> StudentWork:
             generated = ticket.result()
-            texts = [self.tokenizer.decode(c.tokens) for c in generated.completions]
-            log_probs = [c.log_probs for c in generated.completions] if with_log_probs else []
-            return StudentWork(texts, generated.started, generated.finished, log_probs)
+            return replace(
+                found,
+                texts=[self.tokenizer.decode(c.tokens) for c in generated.completions],
+                started=min(generated.started, found.started),
+                finished=max(generated.finished, found.finished),
+                log_probs=[c.log_probs for c in generated.completions] if with_log_probs else [],
+            )
 
         return _Once(finish)
+
+    def _score(self, prompts: list[list[int]], references: list[str] | None) -> StudentWork:
+        """What the model says of the references; it takes no time where there are none."""
+        if references is None:
+            return StudentWork([], math.inf, 0.0)
+        started = time.time()
+        self.model.return_to_device()
+        completions = [self.tokenizer.encode_completion(text) for text in references]
+        found = self.model.log_likelihoods(prompts, completions)
+        finished = time.time()
+        counts = [len(tokens) for tokens in completions]
+        return StudentWork(
+            [],
+            started,
+            finished,
+            log_likelihoods=found,
+            reference_tokens=counts,
+            scoring_seconds=finished - started,
+        )
 
 
 class LocalStudent(Student):
     """Asks the student on this same rank. Its engine works in a process of its own meanwhile; on a
     GPU, whose memory the teacher needs, it works at once and then sleeps."""
 
-    def __init__(self, pool: RolloutPool, tokenizer: Tokenizer, config: TeacherGRPOConfig):
-        super().__init__(pool, tokenizer, config)
-        self.sleeps = device.is_cuda() and not config.disable_student_offloading
+    shares_device = True
 
     def tell(self, answer: Any) -> None:
         """Nobody: every process carries the teacher too."""
@@ -175,13 +265,25 @@ class RemoteStudent:
         self.silence: EngineError | None = None
         """Why nothing more is expected of the student's ranks."""
 
-    def attempts(self, questions: list[str], keys: list[str]) -> Pending:
-        return self._ask("attempts", questions=questions, keys=keys)
+    def attempts(
+        self, questions: list[str], keys: list[str], references: list[str] | None = None
+    ) -> Pending:
+        return self._ask("attempts", questions=questions, keys=keys, references=references)
 
     def taught_answers(
-        self, questions: list[str], teachings: list[str], keys: list[str]
+        self,
+        questions: list[str],
+        teachings: list[str],
+        keys: list[str],
+        references: list[str] | None = None,
     ) -> Pending:
-        return self._ask("taught_answers", questions=questions, teachings=teachings, keys=keys)
+        return self._ask(
+            "taught_answers",
+            questions=questions,
+            teachings=teachings,
+            keys=keys,
+            references=references,
+        )
 
     def probes(self, question: str, max_tokens: int, key: str) -> Pending:
         return self._ask("probes", question=question, max_tokens=max_tokens, key=key)

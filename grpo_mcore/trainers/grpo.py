@@ -41,8 +41,8 @@ from grpo_mcore.trainers.preflight import check_reference
 
 TEACHING = (
     "baseline_samples", "max_probe_tokens", "max_answer_tokens", "student_temperature",
-    "degradation_penalty_multiplier", "efficiency_weight", "disable_student_offloading",
-    "templates",
+    "degradation_penalty_multiplier", "efficiency_weight", "gain_per_token", "gain_clip",
+    "disable_student_offloading", "templates",
 )  # fmt: skip
 """Settings of GRPOConfig that only TeacherGRPOTrainer reads."""
 

@@ -1,12 +1,19 @@
 """Whether every question fits the models' contexts, whatever the models write."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
-from grpo_mcore.data.questions import Question
+from grpo_mcore.data.questions import Question, reference_answer
 from grpo_mcore.data.text import fill
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    from grpo_mcore.trainers.preflight import Job
+
+JOINTS = 2
+"""Tokens more than those of its parts a filled template may have: they may split otherwise."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +66,43 @@ def _sequence_lengths(
     def prompt(role: str, template: str, **fields: str) -> int:
         return len(tokenizers[role].encode_prompt(fill(template, question=question, **fields)))
 
-    joints = 2  # tokens may split otherwise where the text is put into the template
     return {
         "teacher": prompt("teacher", templates.adaptive, approach="")
         + config.max_probe_tokens
         + config.max_completion_length
-        + joints,
+        + JOINTS,
         "student": max(
             prompt("student", templates.baseline) + config.max_answer_tokens,
             prompt("student", templates.diagnostic) + config.max_probe_tokens,
             prompt("student", templates.with_teaching, teaching="")
             + config.max_completion_length
             + config.max_answer_tokens
-            + joints,
+            + JOINTS,
         ),
     }
+
+
+def check_references(config: TeacherGRPOConfig, job: "Job", questions: list[Question]) -> None:
+    """Checks that the student has room for each right answer after the longest prompt with its
+    question.
+
+    Raises:
+        ConfigError: for the first question whose answer is too long.
+    """
+    tokenizer, room = job.tokenizers["student"], job.shapes["student"].positions
+    templates = config.templates
+    for question in questions:
+        prompt = fill(templates.with_teaching, question=question.text, teaching="")
+        reference = reference_answer(question, templates.reference)
+        need = (
+            len(tokenizer.encode_prompt(prompt))
+            + config.max_completion_length
+            + len(tokenizer.encode_completion(reference))
+            + JOINTS
+        )
+        if need > room:
+            raise ConfigError(
+                f"data.reference_column={config.data.reference_column}: with the reference of row "
+                f"{question.row} student.path's context of {room} tokens is less than the {need} "
+                "that a taught prompt and it may need; shorten it, or lower max_completion_length"
+            )

@@ -5,7 +5,12 @@ from pathlib import Path
 
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.config.functions import load_function
-from grpo_mcore.rewards import AdaptiveTeachingReward, RewardSource, leak_penalty
+from grpo_mcore.rewards import (
+    AdaptiveTeachingReward,
+    LikelihoodGainReward,
+    RewardSource,
+    leak_penalty,
+)
 from grpo_mcore.rewards.rim import RIMReward
 
 
@@ -18,12 +23,17 @@ def _adaptive(config: TeacherGRPOConfig) -> AdaptiveTeachingReward:
     )
 
 
+def _likelihood_gain(config: TeacherGRPOConfig) -> LikelihoodGainReward:
+    return LikelihoodGainReward(config.gain_per_token, config.gain_clip)
+
+
 def _rim(config: TeacherGRPOConfig) -> RIMReward:
     return RIMReward(config=config.reward_system)
 
 
 NAMED: dict[str, Callable[[TeacherGRPOConfig], RewardSource]] = {
     "adaptive": _adaptive,
+    "likelihood_gain": _likelihood_gain,
     "rim": _rim,
     "leak_penalty": lambda config: leak_penalty,
 }

@@ -285,6 +285,7 @@ def check_templates(config: TeacherGRPOConfig) -> None:
         "walkthrough": {"question", "approach"},
         "hints": {"question", "approach"},
         "verification": {"question", "approach"},
+        "reference": {"answer"},
     }
     for name, fields in needed.items():
         missing = fields - fields_of(getattr(config.templates, name))

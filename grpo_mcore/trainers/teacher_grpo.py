@@ -6,8 +6,8 @@ adaptive prompt the guidance was sampled from, not on the bare question.
 """
 
 import random
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from statistics import fmean
 from typing import Any, ClassVar
@@ -45,11 +45,13 @@ from grpo_mcore.trainers.engines import spec_of_trained, start_engines
 from grpo_mcore.trainers.grpo import GRPOTrainer
 from grpo_mcore.trainers.grpo_session import GRPOSession
 from grpo_mcore.trainers.judges import JudgeAttendance, JudgeLink, check_judge_used
+from grpo_mcore.trainers.lengths import check_references
 from grpo_mcore.trainers.loop import Start
 from grpo_mcore.trainers.named_rewards import rewards_of
 from grpo_mcore.trainers.preflight import Job, check_job, read_questions
 from grpo_mcore.trainers.settings import check_settings
 from grpo_mcore.trainers.stored import StoredModel
+from grpo_mcore.training.likelihood import FrozenModel
 from grpo_mcore.training.policy import release
 from grpo_mcore.weights.sync import WeightSync
 
@@ -57,6 +59,7 @@ SHOWN = {
     "reward": "reward {:+.3f}",
     "baseline_accuracy": "alone {:.2f}",
     "student_accuracy": "taught {:.2f}",
+    "likelihood_gain": "gain {:+.3f}",
     "kl": "kl {:.4f}",
     "grad_norm": "grad {:.2f}",
     "time/step": "{:.1f} s",
@@ -66,6 +69,8 @@ SHOWN = {
     "eval_sampled_non_degradation": "kept {:.3f}",
     "eval_sampled_teaching_length_mean": "tokens {:.1f}",
 }
+LIKELIHOOD_GAINS = "likelihood_gains"
+"""The column that is measured only where a reward function names it; else it holds None."""
 LESSON_COLUMNS: dict[str, Callable[[Lesson], object]] = {
     "questions": lambda lesson: lesson.attempt.question.text,
     "ground_truths": lambda lesson: lesson.attempt.question.answer,
@@ -76,6 +81,8 @@ LESSON_COLUMNS: dict[str, Callable[[Lesson], object]] = {
     "student_approaches": lambda lesson: lesson.attempt.approach,
     "teachings": lambda lesson: lesson.teaching,
     "teaching_tokens": lambda lesson: lesson.teaching_tokens,
+    LIKELIHOOD_GAINS: lambda lesson: lesson.likelihood_gain,
+    "reference_tokens": lambda lesson: lesson.attempt.reference_tokens,
 }
 """What reward functions are offered beside the dataset's columns."""
 USES_REFERENCE = (
@@ -170,7 +177,9 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
                 what is not given here, or a GRPOConfig. Rewards may ask for the dataset's columns
                 and for `questions`, `ground_truths`, the student's extracted `baseline_solutions`
                 (a list each) and `solutions`, its whole `baseline_answers` and `answers`,
-                `student_approaches`, `teachings`, `teaching_tokens`; default: `args.rewards`.
+                `student_approaches`, `teachings`, `teaching_tokens`, and `likelihood_gains` with
+                `reference_tokens` (LikelihoodGainReward), for which the student's model is kept
+                beside its engines; default: `args.rewards`.
                 Datasets have a column `question` or `prompt`, and one of
                 the right answer: `answer`, `ground_truth` or `ground_truths`.
             student_model: a path, a hub id or a transformers model; None: the reference model.
@@ -255,6 +264,13 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         for source in self.reward_sources:
             if isinstance(source, AdaptiveTeachingReward) and source.tokenizer is None:
                 source.tokenizer = self.job.tokenizer.inner
+        if self.measures_likelihood:
+            check_references(self.args, self.job, self.job.train + self.job.eval)
+
+    @property
+    def measures_likelihood(self) -> bool:
+        """Whether a reward wants to know how likely the student finds the right answers."""
+        return any(spec.asks_for(LIKELIHOOD_GAINS) for spec in self.rewards)
 
     def _world(self) -> tuple[dict[str, Layout], str, float]:
         return self.job.layouts, self.job.placement, self.args.rollout.deadline_seconds
@@ -270,7 +286,9 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         if "student" in world.roles:
             pool = start_role_engines(world.roles["student"], self.args, self.job, world.mailbox)
             cleanup.callback(pool.close)
-            student = ready_student(world.roles["student"], pool, self.args, self.job)
+            student = ready_student(
+                world.roles["student"], pool, self.args, self.job, self.measures_likelihood
+            )
         if "teacher" not in world.roles:
             return StudentAttendance(student, world)
         pool = start_role_engines(world.roles["teacher"], self.args, self.job, world.mailbox)
@@ -362,20 +380,29 @@ def ready_student(
     pool: RolloutPool,
     config: TeacherGRPOConfig,
     job: Job,
-    model: StoredModel | None = None,
+    keeps_model: bool = False,
+    stored: StoredModel | None = None,
 ) -> Student:
     """Loads the student's shards in its own layout and hands them to its engines, once, and again
     to those that have to be restarted.
 
     Args:
-        model: None: the one in `config.student.path`.
+        keeps_model: the shards stay, for log-likelihoods; else they are loaded for each time.
+        stored: None: what is in `config.student.path`.
     """
-    shape, stored = job.shapes["student"], model or StoredModel(config.student.path)
-    fill_engines(
-        pool, shape, lambda: stored.load(shape, config.student, role, config.seed), config, FROZEN
-    )
+    shape, stored = job.shapes["student"], stored or StoredModel(config.student.path)
+    model = FrozenModel(role, shape, config.student, config) if keeps_model else None
+
+    def load() -> ModuleList:
+        if model:
+            model.return_to_device()
+            return model.chunks
+        return stored.load(shape, config.student, role, config.seed)
+
+    fill_engines(pool, shape, load, config, FROZEN, keeps_model)
     kind = LocalStudent if job.placement == "colocated" else Student
-    student = kind(pool, job.tokenizers["student"], config)
+    student = kind(pool, job.tokenizers["student"], config, model)
+    pool.make_room = student.away
     student.rest()
     return student
 
@@ -386,14 +413,17 @@ def fill_engines(
     load: Callable[[], ModuleList],
     config: TeacherGRPOConfig,
     version: int,
+    keeps: bool = False,
 ) -> None:
-    """Hands what `load` loads to the engines, and again to those that have to be restarted."""
+    """Hands what `load` loads to the engines, and again to those that have to be restarted; unless
+    it `keeps` that, it is released each time."""
 
     def fill() -> None:
         chunks = load()
         pool.wait_until_ready()
         WeightSync(chunks, shape, pool.role, pool, config.rollout.bucket_megabytes).push(version)
-        release(chunks)
+        if not keeps:
+            release(chunks)
 
     def refill() -> None:
         state = random_state()  # loading seeds the generators, which the teacher uses meanwhile
@@ -423,13 +453,21 @@ class TeacherSession(GRPOSession):
         self.recorded: dict[str, dict] = {}
         config, job = trainer.args, trainer.job
         self.student = local or RemoteStudent(world.roles["teacher"], world.mailbox)
-        self.classroom = Classroom(self.student, self.sample_policy, job.tokenizer, config)
+        self.classroom = Classroom(
+            self.student, self.sample_policy, job.tokenizer, config, trainer.measures_likelihood
+        )
         self.tutoring = Tutoring(
             self.student, self.sample_policy, job.tokenizers, config, vars(job.lengths)
         )
         super().__init__(trainer, world, pool, start)
         if local:
-            local.pool.make_room = self.policy.away
+            local.pool.make_room = self._models_away
+
+    @contextmanager
+    def _models_away(self) -> Iterator[None]:
+        """Teacher and student are off the device."""
+        with self.policy.away(), self.student.away():
+            yield
 
     def sampled_model(self) -> ModuleList:
         if self.trainer.use_reference_teacher_model:
@@ -473,6 +511,7 @@ class TeacherSession(GRPOSession):
         with phases("taught"):
             texts = self.classroom.texts(guidance)
             lessons = self.classroom.teach(attempts, texts, key)
+        self._add_seconds("student_likelihoods", self.classroom.scoring_seconds)
         questions = [lesson.attempt.question for lesson in lessons]
         names = questions[0].columns.keys() - {"prompts", "completions"}
         columns = {name: [q.columns[name] for q in questions] for name in names}
@@ -521,9 +560,21 @@ class TeacherSession(GRPOSession):
         attempts, work = self.prefetched.pop(key).result()
         since, until = self.training_span
         hidden = max(0.0, min(work.finished, until) - max(work.started, since))
-        self.phases.seconds["student_attempts"] = work.finished - work.started
-        self.phases.seconds["student_attempts_during_training"] = hidden
+        self._add_seconds("student_attempts", work.finished - work.started)
+        self._add_seconds("student_attempts_during_training", hidden)
+        self._add_seconds("student_likelihoods", work.scoring_seconds)
         return attempts
+
+    def _add_seconds(self, phase: str, seconds: float) -> None:
+        """Of the student's work in this step; with dynamic sampling it works several times."""
+        self.phases.seconds[phase] = self.phases.seconds.get(phase, 0.0) + seconds
+
+    def _train_step(self, step: int) -> dict[str, float]:
+        metrics = super()._train_step(step)
+        if seconds := metrics.get("time/student_attempts"):
+            hidden = metrics["time/student_attempts_during_training"]
+            metrics["time/student_hidden_share"] = hidden / seconds
+        return metrics
 
     def evaluate(self, datasets: dict[str, list[Question]] | None = None) -> dict[str, float]:
         """Teaches the held-out questions. The student is frozen, so it attempts them once."""

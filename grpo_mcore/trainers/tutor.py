@@ -74,7 +74,7 @@ def open_engines(
         pool = start("student")
         # On a GPU an engine takes the memory it finds free, and the student's sleeps once ready.
         teacher = None if device.is_cuda() else start("teacher")
-        asked = ready_student(roles["student"], pool, config, job, student)
+        asked = ready_student(roles["student"], pool, config, job, stored=student)
         teacher = teacher or start("teacher")
 
         def hold(model: StoredModel, version: int) -> None:

@@ -30,6 +30,12 @@ class Split:
         self.length_multiple = length_multiple(model, role.layout)
         self.count_multiple = role.layout.pipeline if model.virtual_pipeline > 1 else 1
 
+    @property
+    def row_multiple(self) -> int:
+        """What the number of a batch's rows must divide by."""
+        micro = self.size * self.count_multiple if self.count_multiple > 1 else 1
+        return self.role.layout.data * micro
+
     def micro_batches(self, batch: Batch) -> list[Batch]:
         """This data parallel rank's; with a token budget from a batch with "lengths"."""
         dealt = self._deal(batch)

@@ -48,6 +48,16 @@ def test_columns_are_configurable_and_answers_may_be_numbers(tmp_path):
     assert (question.text, question.answer) == ("1 + 1?", "2")
 
 
+def test_a_column_of_worked_answers_may_have_gaps(tmp_path):
+    rows = [row | {"worked": text} for row, text in zip(ROWS, (" 1 + 1 = 2 ", None), strict=True)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    assert [q.reference for q in load(path, reference_column="worked")] == ["1 + 1 = 2", ""]
+    assert [q.reference for q in load(path)] == [None, None]
+    assert f"data.reference_column=solved: {path} has no such column; it has question" in refusal(
+        path, reference_column="solved"
+    )
+
+
 @pytest.mark.parametrize(
     "text, answer",
     [

@@ -1,14 +1,16 @@
 """A teacher's run, of whose student's engines some die.
 
-    torchrun ... kills_worker.py PHASES AFTER [OVERRIDES ...]
+    torchrun ... kills_worker.py PHASES AFTER REWARDS [OVERRIDES ...]
 
-PHASES, such as "generate,start", and AFTER are those of `tests.rollout.kills.killing`.
+PHASES, such as "generate,start", and AFTER are those of `tests.rollout.kills.killing`. REWARDS is
+"text", or "likelihood" for the likelihood gain as well.
 """
 
 import sys
 
 from grpo_mcore.config.compose import compose_config
 from grpo_mcore.launch import one_line_errors
+from grpo_mcore.rewards import LikelihoodGainReward
 from grpo_mcore.trainers import TeacherGRPOTrainer
 from tests.end_to_end.conftest import ROOT
 from tests.end_to_end.test_kills import reward_of_text
@@ -16,11 +18,12 @@ from tests.rollout.kills import killing
 
 
 def main() -> None:
-    phases, after, *overrides = sys.argv[1:]
+    phases, after, rewards, *overrides = sys.argv[1:]
     config = compose_config(ROOT / "examples/configs", "demo", overrides)
+    more = [LikelihoodGainReward()] if rewards == "likelihood" else []
     plan = phases.split(",") if phases else []
     with one_line_errors(), killing(*plan, of="student", after=int(after)):
-        TeacherGRPOTrainer(config, reward_of_text).train()
+        TeacherGRPOTrainer(config, [reward_of_text, *more]).train()
 
 
 if __name__ == "__main__":

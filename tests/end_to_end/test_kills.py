@@ -104,9 +104,11 @@ def lessons(job, tmp_path_factory):
     shared = [o for o in job if not o.startswith(("experiment", "data.eval"))]
     shared += ["data.eval=null", f"max_steps={STEPS}", "save_steps=100", "max_answer_tokens=32"]
 
-    def run(output: Path, phases: str, after: int, *overrides: str, fails: bool = False) -> str:
-        worker = Path(__file__).with_name("kills_worker.py")
-        command = [*torchrun(2, worker), phases, after, *shared, f"output_dir={output}", *overrides]
+    def run(
+        output: Path, rewards: str, phases: str, after: int, *overrides: str, fails: bool = False
+    ) -> str:
+        worker = [Path(__file__).with_name("kills_worker.py"), phases, after, rewards]
+        command = [*torchrun(2, *worker), *shared, f"output_dir={output}", *overrides]
         return run_command(command, fails=fails, timeout=500)
 
     return run
@@ -118,20 +120,24 @@ PLACEMENTS = {
 }
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_a_frozen_student(lessons, tmp_path, placement):
-    """Its engine dies while the teacher trains; and again, for good, and the run is resumed."""
+@pytest.mark.parametrize(
+    "placement, rewards",
+    [("separate", "text"), ("colocated", "text"), ("colocated", "likelihood")],
+)
+def test_a_frozen_student(lessons, tmp_path, placement, rewards):
+    """Its engine dies while the teacher trains; and again, for good, and the run is resumed. With
+    the likelihood gain, its model is there still and refills the engine."""
     layout = [*PLACEMENTS[placement], "rollout.student_engines=1"]
-    lessons(tmp_path / "left alone", "", 0, *layout)
+    lessons(tmp_path / "left alone", rewards, "", 0, *layout)
     expected = of_steps(tmp_path / "left alone")
     assert len(expected) == STEPS
-    lessons(tmp_path / "killed", "generate,sync", 2, *layout)
+    lessons(tmp_path / "killed", rewards, "generate,sync", 2, *layout)
     assert of_steps(tmp_path / "killed") == expected
     few, run = "rollout.max_engine_restarts=1", tmp_path / "stopped"
-    said = lessons(run, "generate,start", 2, *layout, few, fails=True)
+    said = lessons(run, rewards, "generate,start", 2, *layout, few, fails=True)
     assert "engine student-0 failed again after 1 restarts in a row" in said
     assert "step 1 is saved; resume=auto goes on from it" in said
     state = json.loads((run / "checkpoints" / "iter_0000001" / "state.json").read_text())
     assert state["trainer"]["attempts"] == {}
-    lessons(run, "", 0, *layout, "resume=auto")
+    lessons(run, rewards, "", 0, *layout, "resume=auto")
     assert of_steps(run) == expected

@@ -146,4 +146,4 @@ def test_written_data_has_the_expected_rows(tmp_path, monkeypatch):
         "unseen_wordings": 240,
     }
     assert rows["student_sft"][0].keys() == {"prompt", "completion"}
-    assert rows["train"][0].keys() == {"question", "answer"}
+    assert rows["train"][0].keys() == {"question", "answer", "solution"}

@@ -1,5 +1,6 @@
 """What TeacherGRPOTrainer has beside training, under ATLAS's names."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -20,7 +21,7 @@ from grpo_mcore import DiagnosticResult, GRPOConfig, TeacherGRPOConfig, TeacherG
 from grpo_mcore.config import ConfigError, ModelConfig, RolloutConfig, TemplatesConfig
 from grpo_mcore.data.questions import Question
 from grpo_mcore.data.tokenizer import Tokenizer
-from grpo_mcore.rewards import AdaptiveTeachingReward
+from grpo_mcore.rewards import AdaptiveTeachingReward, LikelihoodGainReward
 from grpo_mcore.rollout.requests import Completion
 from grpo_mcore.teaching.classroom import Classroom
 from grpo_mcore.teaching.lesson import Attempt
@@ -29,6 +30,7 @@ from grpo_mcore.trainers.teacher_grpo import teacher_config
 from tests.end_to_end.conftest import records
 
 ROWS = [{"question": f"tom has {n} cards.", "answer": f"so #### {n}"} for n in range(6)]
+LONG_ANSWERS = [ROWS[0], {"question": "how many?", "answer": 60 * "1 4 "}]
 TEMPLATES = TemplatesConfig(
     baseline="alone {question}",
     diagnostic="plan {question}",
@@ -109,7 +111,7 @@ def taught(model, tiny_models, tmp_path_factory) -> SimpleNamespace:
     directory = tmp_path_factory.mktemp("taught") / "run"
     trainer = TeacherGRPOTrainer(
         model,
-        by_length,
+        [by_length, LikelihoodGainReward(gain_clip=0.5)],
         GRPOConfig(**settings(directory, max_steps=2, num_generations=2, steps_per_generation=1)),
         ROWS,
         ROWS[:2],
@@ -159,6 +161,18 @@ def test_the_reference_teaches_while_the_trained_model_learns(taught, model):
         "engine 0 = reference 0",
         "engine 1 = reference 1",
     ]
+
+
+def test_gains_in_likelihood_are_measured_where_a_reward_asks(taught):
+    """Of the final answer in a template, where there is no worked one; by a student of the same
+    ranks, whose model stays."""
+    rows, steps = records(taught.directory, "completions"), records(taught.directory)
+    assert all(math.isfinite(row["likelihood_gain"]) for row in rows)
+    assert any(abs(row["likelihood_gain"]) > 1e-3 for row in rows)
+    for record in (r for r in steps if "loss" in r):
+        assert -0.5 <= record["rewards/LikelihoodGainReward/mean"] <= 0.5
+        assert record["time/student_likelihoods"] > 0
+    assert "eval_sampled_likelihood_gain" in taught.evaluation
 
 
 @pytest.mark.seed(19)
@@ -306,6 +320,11 @@ def test_without_a_student_the_reference_is_taught(model, tiny_models, tmp_path)
             {"train_dataset": ROWS, "reward_funcs": lambda prompts, completions, wish: []},
             {},
             "wish",
+        ),
+        (
+            {"train_dataset": LONG_ANSWERS, "reward_funcs": LikelihoodGainReward()},
+            {},
+            "data.reference_column=None: with the reference of row 1 student.path's context of 128",
         ),
     ],
     ids=str,
