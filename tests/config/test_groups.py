@@ -50,4 +50,5 @@ def test_an_experiment_chooses_options_and_an_override_others():
 def test_custom_is_the_schema():
     plain = TeacherGRPOConfig()
     plain.teacher.path, plain.student.path, plain.data.train = "t", "s", "d"
+    plain.reward_system.cache = "outputs/judgements.sqlite"  # of reward_system=interpretation
     assert compose_config(CONFIGS, "custom", NAMED) == plain

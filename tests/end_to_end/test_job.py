@@ -36,6 +36,7 @@ def finished(job, tmp_path_factory) -> tuple[Path, str]:
     return directory, run_command(["bash", SCRIPT, *overrides], NPROC_PER_NODE="3")
 
 
+@pytest.mark.seed("A4")
 def test_prints_the_layout_and_one_line_a_step(finished):
     _, output = finished
     lines = output.splitlines()

@@ -37,6 +37,7 @@ def result(output: Path, name: str) -> dict:
 OF_FOUR = [name for name in CASES if size_of(name) <= 4]
 
 
+@pytest.mark.seed("A4")
 @pytest.mark.parametrize("name", [name for name in OF_FOUR if name != REFERENCE])
 def test_first_step_is_the_same_at(output, name):
     assert_same_step(output, name)
@@ -74,6 +75,7 @@ def test_gradients_are_not_trivially_equal(output):
     assert all(gradient.abs().max() > 1e-4 for gradient in gradients)
 
 
+@pytest.mark.seed("A1")
 @pytest.mark.parametrize("name", OF_FOUR)
 def test_trainer_and_engine_agree_on_the_first_step(output, name):
     metrics = result(output, name)["metrics"]
@@ -93,6 +95,7 @@ for prompt in json.loads(sys.argv[2]):
 """
 
 
+@pytest.mark.seed("A2")
 def test_the_teacher_engine_holds_the_exported_weights(output):
     found = result(output, TRAINED)
     # In a process of its own: in one that Megatron was bridged to the CPU in, torch is not itself.
@@ -102,7 +105,7 @@ def test_the_teacher_engine_holds_the_exported_weights(output):
     assert [json.loads(text) for text in texts] == found["greedy"]
 
 
-@pytest.mark.seed(15, 81)
+@pytest.mark.seed(15, 81, "A3")
 def test_training_changed_the_teacher_and_not_the_student(output, tiny_models):
     from grpo_mcore.models.hf_files import HFReader
 

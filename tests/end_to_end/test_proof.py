@@ -83,6 +83,7 @@ def test_one_wrong_bit_is_named(output):
     assert "one bit -> weight sync to version 1: tensor model.layers.0.mlp.up_proj.wei" in output
 
 
+@pytest.mark.seed("A2")
 def test_unproven_engines_refuse_to_generate(output):
     assert output.count("the engines hold no proven weights") == 2
     assert "proven 1 2" in output

@@ -49,6 +49,7 @@ def test_many_texts_are_scored_in_parts(reward_model, expected):
     assert rewards_of(str(reward_model), call)[:, 0].tolist() == pytest.approx(expected * 7)
 
 
+@pytest.mark.seed("A14")
 def test_conversations_go_through_the_chat_template(reward_model):
     prompts = [[{"role": "user", "content": p}] for p in PROMPTS]
     completions = [[{"role": "assistant", "content": c}] for c in COMPLETIONS]

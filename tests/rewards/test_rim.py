@@ -85,6 +85,7 @@ def test_the_large_model_is_asked_where_the_small_one_is_unsure(verdicts, large)
     assert needs_large([given(*v) for v in verdicts], RewardSystemConfig()) is large
 
 
+@pytest.mark.seed("A9")
 @pytest.mark.parametrize(
     "scores, rules, held",
     [
@@ -135,6 +136,7 @@ def test_one_response_is_evaluated_by_itself(fake):
     }
 
 
+@pytest.mark.seed("A6", "A7")
 def test_judges_see_the_whole_lesson_whatever_braces_it_has(fake):
     rim(fake)(["q"], ["t"], **LESSON)
     prompts = {body["messages"][-1]["content"] for body in fake.requests}
@@ -174,6 +176,7 @@ def test_the_most_certain_verdict_counts_and_the_large_model_sees_those_that_dis
     assert all(f"worth {t}" in second["messages"][-1]["content"] for t in (0.2, 0.5, 0.8))
 
 
+@pytest.mark.seed("A10")
 @pytest.mark.parametrize(
     "said, reason",
     [
@@ -321,6 +324,7 @@ def test_the_reward_system_is_switched_by_one_override():
     assert system == RewardSystemConfig()  # the file shows every default
 
 
+@pytest.mark.seed("A9")
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -52,6 +52,7 @@ def signalled(processes: set[psutil.Process], who: str) -> psutil.Process:
     return next(process for process in processes if is_it(process))
 
 
+@pytest.mark.seed("A14")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "end", ["success", "error", "Ctrl-C", "rank 0", "rank 1", "engine", "worker"]

@@ -52,6 +52,7 @@ def test_a_lesson_that_gives_the_answer_away():
         "answer": RIGHT,
         "outcome": "improved",
         "leaks": True,
+        "likelihood_gain": None,
     }
 
 

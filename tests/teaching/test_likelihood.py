@@ -161,6 +161,7 @@ def test_attempts_are_saved_with_their_likelihoods(finished):
     assert len(attempts["work"]["log_likelihoods"]) == len(attempts["references"]) == 4
 
 
+@pytest.mark.seed("A11")
 def test_each_is_asked_in_its_own_chat_template(pair, finished):
     """Its own only, once, whatever the other has written in."""
     asked = {

@@ -64,7 +64,7 @@ def test_the_students_own_probabilities_tell_students_apart(asked):
     assert strong["likelihood"] > 0.8 and weak["likelihood"] < 0.3
 
 
-@pytest.mark.seed(83)
+@pytest.mark.seed(83, "A12")
 def test_the_teachers_grade_tells_students_apart_that_are_equally_sure(asked):
     strong, weak = asked.strong.response_quality, asked.stubborn.response_quality
     assert min(weak["agreement"], weak["likelihood"]) > 0.6
@@ -91,7 +91,7 @@ def test_probes_are_counted_limited_and_the_same_every_time(asked, classroom_mod
         assert 0 <= result.confidence_score <= 1
 
 
-@pytest.mark.seed(84)
+@pytest.mark.seed(84, "A12")
 def test_guidance_has_three_forms_and_is_what_stands_in_the_tags(asked):
     for form, (first, second) in asked.guidance.items():
         text = GUIDANCE[form].replace("<teaching>", "").replace("</teaching>", "").strip()

@@ -64,7 +64,7 @@ def settings(tiny_models: Path, directory: Path, **more) -> TeacherGRPOConfig:
     return config
 
 
-@pytest.mark.seed(85, 86)
+@pytest.mark.seed(85, 86, "A7", "A8")
 def test_scores_and_explanations_are_logged_step_by_step(tiny_models, tmp_path):
     """The process judge fails, the helpfulness judge is of two minds."""
 
