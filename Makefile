@@ -15,8 +15,8 @@ help: ## show this list
 setup: $(READY) ## install everything; VLLM_CPU=<wheel or requirement> takes another vLLM
 	@echo "ready: $(VENV)"
 
-demo: $(READY) ## train a tiny teacher on the CPU; SEED=<n> for another run
-	@$(VENV)/bin/python -m examples.demo.run $(if $(SEED),--seed $(SEED))
+demo: $(READY) ## train a tiny teacher on the CPU; SEED=<n> for another run, REWARD=<name>
+	@$(VENV)/bin/python -m examples.demo.run $(if $(SEED),--seed $(SEED)) $(if $(REWARD),--reward $(REWARD))
 
 test: $(READY) ## the quick tests
 	@$(VENV)/bin/python -m pytest -m "not slow and not gpu"

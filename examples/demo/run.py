@@ -1,6 +1,6 @@
 """The demo, from nothing to a table and a picture: `make demo`.
 
-    python -m examples.demo.run [--seed N] [--steps N]
+    python -m examples.demo.run [--seed N] [--steps N] [--reward NAME]
 
 Makes data and models (kept for the next time), trains the teacher at TP2 x PP2 beside the student,
 five processes in all, with examples/run_teacher_grpo.sh, then measures the exported teacher.
@@ -29,10 +29,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="training steps (default: the experiment's)")
+    parser.add_argument("--reward", default="adaptive", help="an option of examples/configs/reward")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     started = time.time()
-    overrides = ["layout=demo", f"seed={arguments.seed}"]
+    overrides = ["layout=demo", f"seed={arguments.seed}", f"reward={arguments.reward}"]
+    if arguments.reward != "adaptive":
+        overrides.append(f"output_dir=outputs/demo/seed-{arguments.seed}/{arguments.reward}/run")
     if arguments.steps:
         overrides.append(f"max_steps={arguments.steps}")
     config = compose_config(SCRIPT.parent / "configs", "demo", overrides)
@@ -59,11 +62,12 @@ def main() -> None:
         "seconds_measuring": round(finished - trained, 1),
         "layout": f"teacher {config.layout.teacher}, student {config.layout.student} (TPxPPxDP)",
         "seed": config.seed,
+        "reward": arguments.reward,
         "student_hidden_share": _hidden_share(read_metrics(run)),
     }
     picture = run.parent / "curves.png"
     plot_curves(read_metrics(run), picture, f"adaptive teaching, demo, seed {config.seed}")
-    for directory in (run.parent, run.parent.parent):
+    for directory in (run.parent, Path("outputs/demo")):
         (directory / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     print(_table(result))
     print(f"result: {run.parent / 'result.json'}   curves: {picture}   teacher: {run / 'final'}")
@@ -107,7 +111,7 @@ def _table(result: dict) -> str:
                                 for v in values)
         for name, *values in rows
     ]  # fmt: skip
-    facts = f"{result['steps']} steps, {result['layout']}, seed {result['seed']}"
+    facts = f"{result['steps']} steps, {result['layout']}, reward {result['reward']}, seed {result['seed']}"
     times = (
         f"{result['seconds']:.0f} s: models {result['seconds_models']:.0f}, training "
         f"{result['seconds_training']:.0f}, measuring {result['seconds_measuring']:.0f}"
