@@ -11,7 +11,6 @@ import yaml
 from grpo_mcore.config import ConfigError
 from grpo_mcore.config.compose import override_config, parse_overrides
 from grpo_mcore.launch import one_line_errors
-from grpo_mcore.rollout.requests import RequestError
 
 if TYPE_CHECKING:
     from grpo_mcore.trainers.tutor import Tutorial
@@ -32,8 +31,11 @@ def teach(
         if config:
             settings = override_config(_read(config), settings)
 
+        from grpo_mcore.teaching.tutoring import check_task
         from grpo_mcore.trainers.tutor import Tutor
 
+        if task is not None:
+            check_task(task)
         # Ctrl-C is how one leaves; the engines end with the `with`.
         with suppress(KeyboardInterrupt), Tutor(teacher, student, settings) as tutor:
             if task is not None:
@@ -42,7 +44,7 @@ def teach(
             for line in _lines():
                 try:
                     print(render(tutor.teach(line)), flush=True)
-                except (ConfigError, RequestError) as error:  # the next line may be better
+                except ConfigError as error:  # the next line may be better
                     print(f"error: {error}", file=sys.stderr, flush=True)
 
 

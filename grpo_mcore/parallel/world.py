@@ -65,14 +65,14 @@ class Mailbox:
                         f"for '{name}' (rollout.deadline_seconds): {error}"
                     ) from error
                 return None
-            message = json.loads(self.store.get(name))
+            content = self.store.get(name)
             self.store.delete_key(name)
-            return message
+            return content
 
         # The other ranks hear of each round, lest they give up rank 0.
-        while (message := role.once(look)) is None:
+        while (content := role.once(look)) is None:
             pass
-        return message
+        return json.loads(content)
 
 
 class World:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_mcore.errors import KnownError
+from grpo_mcore.errors import ConfigError
 
 
-class RequestError(KnownError, ValueError):
+class RequestError(ConfigError):
     """A request that no engine of the role can answer."""
 
 

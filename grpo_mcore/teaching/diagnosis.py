@@ -14,8 +14,10 @@ LOW, HIGH = 0.3, 0.7
 """Levels between which, both included, a student is given hints."""
 GRADES = (1, 2, 3, 4, 5)
 MOST_GAPS = 4
+GRADE = "[1-5]"
 REPORT = rf"5|[1-4](\n- [^\n]{{3,80}}){{1,{MOST_GAPS}}}"
-"""What the teacher's report has to be: a grade, and below the best one a gap a line."""
+"""What a grade of the teacher has to be, and its report: a grade, and below the best one a gap a
+line."""
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]")
 """A word, a sign, or a character of the scripts that set no blanks between words."""
 

@@ -20,15 +20,17 @@ from grpo_mcore import device
 from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.data.text import fill
 from grpo_mcore.data.tokenizer import Tokenizer
-from grpo_mcore.errors import PhaseTimeout
+from grpo_mcore.errors import ConfigError, PhaseTimeout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import Mailbox
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
-from grpo_mcore.rollout.requests import Request, request_seed
+from grpo_mcore.rollout.requests import Request, RequestError, request_seed
 
 PROBES = 5
 """Sampled for a diagnosis."""
+CARRIED = {kind.__name__: kind for kind in (ConfigError, RequestError, EngineError)}
+"""Errors that the mailbox carries to the other role, by name."""
 
 
 @dataclass(frozen=True)
@@ -308,16 +310,14 @@ class RemoteStudent:
             except PhaseTimeout as error:  # the teacher can still save what it has learned
                 self.silence = EngineError(str(error))
                 raise self.silence from error
-            if "failure" in answer:
-                raise EngineError(answer["failure"])
-            return StudentWork(**answer)
+            return StudentWork(**answer_of(answer))
 
         return _Once(finish)
 
 
 def serve(student: Student, role: Role, mailbox: Mailbox, number: int = 0) -> tuple[int, Any]:
     """Answers the teacher's questions in order until it says stop. Runs on the student's ranks.
-    Why its engines cannot answer is told to the teacher too, which saves before it stops.
+    Why there is no answer to one is told to the teacher, whose concern it is.
 
     Args:
         number: of the first question to come.
@@ -334,20 +334,34 @@ def serve(student: Student, role: Role, mailbox: Mailbox, number: int = 0) -> tu
         if method == "tell":
             told = arguments["answer"]
             continue
-        try:
-            answer = asdict(getattr(student, method)(**arguments).result())
-        except EngineError as error:  # the same on all ranks
-            answer = {"failure": str(error)}
+        ask = getattr(student, method)
+        outcome = outcome_of(lambda: asdict(ask(**arguments).result()))  # the same on all ranks
         if role.rank == 0:
-            mailbox.post(f"answer {number - 1}", answer)
+            mailbox.post(f"answer {number - 1}", outcome)
+
+
+def outcome_of(ask: Callable[[], Any]) -> dict:
+    """What `ask` returns, or which of CARRIED it raises, as JSON."""
+    try:
+        return {"answer": ask()}
+    except tuple(CARRIED.values()) as error:
+        return {"error": [type(error).__name__, str(error)]}
+
+
+def answer_of(outcome: dict) -> Any:
+    """The answer in what `outcome_of` gave; its error is raised."""
+    if "error" in outcome:
+        kind, text = outcome["error"]
+        raise CARRIED[kind](text)
+    return outcome["answer"]
 
 
 class _Once:
-    """A result, or the engines' failure, found when first asked for."""
+    """A result, or why there is none, found when first asked for."""
 
     def __init__(self, finish: Callable[[], StudentWork]):
         self.finish, self.work = finish, None
-        self.failure: EngineError | None = None
+        self.failure: Exception | None = None
 
     def result(self) -> StudentWork:
         if self.failure:
@@ -355,7 +369,7 @@ class _Once:
         if self.work is None:
             try:
                 self.work = self.finish()
-            except EngineError as error:
+            except tuple(CARRIED.values()) as error:
                 self.failure = error
                 raise
         return self.work

@@ -11,6 +11,7 @@ from grpo_mcore.data.text import extract_teaching, fill
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.rollout.requests import Completion, Request, request_seed
 from grpo_mcore.teaching.diagnosis import (
+    GRADE,
     REPORT,
     DiagnosticResult,
     Grading,
@@ -118,17 +119,17 @@ class Tutoring:
             fill(self.config.templates.diagnostic, question=task)
         )
         room = self._room("student", "diagnostic", prompt)
-        self._graded_prompt(task, "")  # a task too long for the teacher costs no probes
+        self._prompt("grading", task, approach="")  # a task too long for it costs no probes
         work = self.student.probes(task, min(max_tokens, room), KEY).result()
-        prompts = [self._graded_prompt(task, text) for text in work.texts]
-        report = self._graded_prompt(task, typical(work.texts))
-        tokens = min(REPORT_TOKENS, self._room("teacher", "grading", report))
         requests = [
-            self._graded(prompt, 1, 1.0, number, sample)
-            for number, prompt in enumerate(prompts)
+            self._graded(self._prompt("grading", task, approach=text), GRADE, 1, 1.0, number, sample)
+            for number, text in enumerate(work.texts)
             for sample in range(GRADES_EACH)
         ]
-        *grades, last = self.teacher([*requests, self._graded(report, tokens, 0.0, "report")])
+        prompt = self._prompt("grading", task, approach=typical(work.texts))
+        tokens = min(REPORT_TOKENS, self._room("teacher", "grading", prompt))
+        report = self._graded(prompt, REPORT, tokens, 0.0, "report")
+        *grades, last = self.teacher([*requests, report])
         gradings = [
             Grading(dict(map(self._read_grade, grades[first : first + GRADES_EACH])))
             for first in range(0, len(grades), GRADES_EACH)
@@ -143,17 +144,11 @@ class Tutoring:
             ConfigError: when the task leaves the engine no room for a completion.
         """
         config, form = self.config, diagnosis.guidance_form
-        tokenizer = self.tokenizers["teacher"]
-        room = self._room("teacher", form, self._prompt(form, task, diagnosis.approach, ""))
-        # Half of what is left at most, so that there is room to answer.
-        gaps = tokenizer.truncate(
-            "\n".join(f"- {gap}" for gap in diagnosis.identified_gaps), room // 2
-        )
-        prompt = self._prompt(form, task, diagnosis.approach, gaps)
-        tokens = min(max_tokens, self._room("teacher", form, prompt))
+        gaps = "\n".join(f"- {gap}" for gap in diagnosis.identified_gaps) or "-"
+        prompt = self._prompt(form, task, approach=diagnosis.approach, gaps=gaps)
         request = Request(
             prompt,
-            tokens,
+            min(max_tokens, self._room("teacher", form, prompt)),
             request_seed(config.seed, KEY, "guidance"),
             temperature=0.0,
             repetition_penalty=config.repetition_penalty,
@@ -162,18 +157,13 @@ class Tutoring:
             structured_outputs=config.structured_outputs,
         )
         (completion,) = self.teacher([request])
-        return extract_teaching(tokenizer.decode(completion.tokens))
-
-    def _graded_prompt(self, task: str, approach: str) -> list[int]:
-        prompt = self._prompt("grading", task, approach)
-        self._room("teacher", "grading", prompt)
-        return prompt
+        return extract_teaching(self.tokenizers["teacher"].decode(completion.tokens))
 
     def _graded(
-        self, prompt: list[int], max_tokens: int, temperature: float, *key: int | str
+        self, prompt: list[int], form: str, max_tokens: int, temperature: float, *key: int | str
     ) -> Request:
         seed = request_seed(self.config.seed, KEY, "grade", *key)
-        structure = {"regex": REPORT}
+        structure = {"regex": form}
         return Request(prompt, max_tokens, seed, temperature, structured_outputs=structure)
 
     def _read_grade(self, completion: Completion) -> tuple[int, float]:
@@ -181,15 +171,20 @@ class Tutoring:
         grade = int(self.tokenizers["teacher"].decode(completion.tokens))
         return grade, math.exp(sum(completion.log_probs))
 
-    def _prompt(self, template: str, task: str, approach: str, gaps: str = "") -> list[int]:
-        tokenizer = self.tokenizers["teacher"]
-        text = fill(
-            getattr(self.config.templates, template),
-            question=task,
-            approach=tokenizer.truncate(approach, self.config.max_probe_tokens),
-            gaps=gaps or "-",
-        )
-        return tokenizer.encode_prompt(text)
+    def _prompt(self, template: str, task: str, **written: str) -> list[int]:
+        """The teacher's, with what models have `written`: of each at most what fills half of the
+        room that is left, so that there is some for a completion."""
+        tokenizer, fields = self.tokenizers["teacher"], dict.fromkeys(written, "")
+
+        def encode() -> list[int]:
+            text = fill(getattr(self.config.templates, template), question=task, **fields)
+            return tokenizer.encode_prompt(text)
+
+        for name, text in written.items():
+            fields[name] = tokenizer.truncate(text, self._room("teacher", template, encode()) // 2)
+        prompt = encode()
+        self._room("teacher", template, prompt)
+        return prompt
 
     def _room(self, role: str, template: str, prompt: list[int]) -> int:
         """Tokens of a completion that the engine has room for after `prompt`."""

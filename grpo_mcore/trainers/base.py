@@ -400,10 +400,9 @@ class BaseTrainer(ABC):
     def _opened(self) -> Iterator[Session | Attendance]:
         """The session, opened if it is not. It is closed on an error, but for one that the user can
         mend and all ranks find."""
-        is_open = self._session is not None
         self._depth += 1
         try:
-            if not is_open:
+            if self._session is None:
                 if not self._is_ready:
                     self._get_ready()
                 if BaseTrainer._open is not None:
@@ -416,7 +415,7 @@ class BaseTrainer(ABC):
                 self.args = replace(self.args, resume=self._asked.resume)
             yield self._session
         except BaseException as error:
-            if not (is_open and isinstance(error, ConfigError)):
+            if self._session is None or not isinstance(error, ConfigError):
                 self.close()
             raise
         finally:

@@ -83,8 +83,8 @@ def _sequence_lengths(
 
 
 def check_references(config: TeacherGRPOConfig, job: "Job", questions: list[Question]) -> None:
-    """Checks that the student has room for each right answer after the longest prompt with its
-    question.
+    """Checks that the student has room for each right answer after the longer of the prompts, alone
+    and taught, with its question.
 
     Raises:
         ConfigError: for the first question whose answer is too long.
@@ -92,17 +92,16 @@ def check_references(config: TeacherGRPOConfig, job: "Job", questions: list[Ques
     tokenizer, room = job.tokenizers["student"], job.shapes["student"].positions
     templates = config.templates
     for question in questions:
-        prompt = fill(templates.with_teaching, question=question.text, teaching="")
+        alone = fill(templates.baseline, question=question.text)
+        taught = fill(templates.with_teaching, question=question.text, teaching="")
         reference = reference_answer(question, templates.reference)
-        need = (
-            len(tokenizer.encode_prompt(prompt))
-            + config.max_completion_length
-            + len(tokenizer.encode_completion(reference))
-            + JOINTS
+        need = len(tokenizer.encode_completion(reference)) + max(
+            len(tokenizer.encode_prompt(alone)),
+            len(tokenizer.encode_prompt(taught)) + config.max_completion_length + JOINTS,
         )
         if need > room:
             raise ConfigError(
                 f"data.reference_column={config.data.reference_column}: with the reference of row "
                 f"{question.row} student.path's context of {room} tokens is less than the {need} "
-                "that a taught prompt and it may need; shorten it, or lower max_completion_length"
+                "that a prompt and it may need; shorten it, or lower max_completion_length"
             )

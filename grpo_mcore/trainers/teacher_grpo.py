@@ -37,7 +37,14 @@ from grpo_mcore.rollout.samples import Rollouts, Sample
 from grpo_mcore.rollout.spec import EngineSpec
 from grpo_mcore.teaching.classroom import Classroom, PendingAttempts, grader_of
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
-from grpo_mcore.teaching.student import LocalStudent, RemoteStudent, Student, serve
+from grpo_mcore.teaching.student import (
+    LocalStudent,
+    RemoteStudent,
+    Student,
+    answer_of,
+    outcome_of,
+    serve,
+)
 from grpo_mcore.teaching.tutoring import Tutoring, TutoringMethods
 from grpo_mcore.trainers.arguments import UNSET, with_model
 from grpo_mcore.trainers.base import Attendance, Session
@@ -134,10 +141,10 @@ class TeacherTrainer(TutoringMethods):
     def _ask_tutor(self, ask: Callable[[Tutoring], Any]) -> Any:
         with self._together() as session:
             if session is None:
-                return self._session.told
-            answer = ask(session.tutoring)
-            session.student.tell(answer)
-            return answer
+                return answer_of(self._session.told)
+            outcome = outcome_of(lambda: ask(session.tutoring))
+            session.student.tell(outcome)
+            return answer_of(outcome)
 
     def _attempts(self, problems: list[str]) -> list[Attempt]:
         """The student's attempts; [] on processes that only carry the student."""
@@ -299,7 +306,18 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         return session
 
     def _open_evals(self, datasets: Any) -> dict[str, list[Question]]:
-        return {"eval": read_questions(self.args, self.job, datasets)}
+        return {"eval": self.read_further(datasets)}
+
+    def read_further(self, dataset: Any) -> list[Question]:
+        """Questions beside the trainer's own.
+
+        Raises:
+            ConfigError: for what is no dataset of questions, or too long.
+        """
+        questions = read_questions(self.args, self.job, dataset)
+        if self.measures_likelihood:
+            check_references(self.args, self.job, questions)
+        return questions
 
 
 def teacher_config(args: GRPOConfig) -> TeacherGRPOConfig:
@@ -500,7 +518,7 @@ class TeacherSession(GRPOSession):
         return self.teach(attempts, key, config.num_generations)
 
     def roll_out_given(self, rows: Sequence[dict]) -> Rollouts:
-        questions = read_questions(self.config, self.job, list(rows))
+        questions = self.trainer.read_further(list(rows))
         attempts, _ = self.classroom.ask_attempts(questions, "asked").result()
         return self.teach(attempts, "asked", self.config.num_generations)
 

@@ -87,6 +87,7 @@ def open_engines(
                 config,
                 version,
             )
+            teacher.sleep()
 
         yield Engines(asked, teacher, hold)
 

@@ -55,6 +55,12 @@ def test_heartbeats_renew_the_deadline(mailboxes):
     assert role.rounds > 3
 
 
+def test_nothing_is_a_message_too(mailboxes):
+    mine, theirs = mailboxes
+    theirs.post("answer 0", None)
+    assert mine.take("answer 0", "student", OneRank()) is None
+
+
 def test_silence_is_an_end(mailboxes):
     mine, theirs = mailboxes
     theirs.beat("teacher")

@@ -84,7 +84,12 @@ def test_a_trainer_on_separate_processes_and_what_it_leaves_say_the_same(
     worker = ROOT / "tests" / "teaching" / "diagnosis_worker.py"
     output = run_command(torchrun(2, worker, classroom_models.teacher, student, directory))
     told = [json.loads(text) for text in re.findall(r"^rank \d: (.*)$", output, re.MULTILINE)]
+    refused = [rank.pop("refused") for rank in told]
     assert len(told) == 2 and told[0] == told[1] and told[0]["same"]
+    assert refused[0][:2] == refused[1][:2] and refused[0][0] == refused[0][1]
+    assert refused[0][0].startswith("ConfigError: task: with templates.diagnostic it makes a")
+    assert refused[0][2].startswith("RequestError: student: request 0 has ")
+    assert refused[1][2] == ""  # who only carries the student is given no answers
     assert told[0]["guidance"] == "yes, that is right."
     for teacher in (directory / "final", directory / "checkpoints"):
         code, output, errors = run(
