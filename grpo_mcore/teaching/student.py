@@ -334,10 +334,13 @@ def serve(student: Student, role: Role, mailbox: Mailbox, number: int = 0) -> tu
         if method == "tell":
             told = arguments["answer"]
             continue
-        ask = getattr(student, method)
-        outcome = outcome_of(lambda: asdict(ask(**arguments).result()))  # the same on all ranks
+        outcome = _outcome_at(student, method, arguments)  # the same on all ranks
         if role.rank == 0:
             mailbox.post(f"answer {number - 1}", outcome)
+
+
+def _outcome_at(student: Student, method: str, arguments: dict) -> dict:
+    return outcome_of(lambda: asdict(getattr(student, method)(**arguments).result()))
 
 
 def outcome_of(ask: Callable[[], Any]) -> dict:

@@ -122,7 +122,9 @@ class Tutoring:
         self._prompt("grading", task, approach="")  # a task too long for it costs no probes
         work = self.student.probes(task, min(max_tokens, room), KEY).result()
         requests = [
-            self._graded(self._prompt("grading", task, approach=text), GRADE, 1, 1.0, number, sample)
+            self._graded(
+                self._prompt("grading", task, approach=text), GRADE, 1, 1.0, number, sample
+            )
             for number, text in enumerate(work.texts)
             for sample in range(GRADES_EACH)
         ]

@@ -23,7 +23,7 @@ from grpo_mcore.trainers.lengths import Lengths
 from grpo_mcore.trainers.preflight import Job, load_tokenizer
 from grpo_mcore.trainers.settings import check_model, check_numbers, check_templates
 from grpo_mcore.trainers.stored import StoredModel, check_stored, find_model, settings_of_run
-from grpo_mcore.trainers.teacher_grpo import engine_spec, fill_engines, ready_student
+from grpo_mcore.trainers.teacher_engines import engine_spec, fill_engines, ready_student
 
 ROLES = ("teacher", "student")
 LONGEST = 4096

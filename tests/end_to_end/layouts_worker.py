@@ -20,12 +20,9 @@ from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import join
 from grpo_mcore.rollout.requests import Request
 from grpo_mcore.trainers.loop import ANEW
-from grpo_mcore.trainers.teacher_grpo import (
-    TeacherGRPOTrainer,
-    TeacherSession,
-    ready_student,
-    start_role_engines,
-)
+from grpo_mcore.trainers.teacher_engines import ready_student, start_role_engines
+from grpo_mcore.trainers.teacher_grpo import TeacherGRPOTrainer
+from grpo_mcore.trainers.teacher_session import TeacherSession
 from grpo_mcore.weights.export import export_model
 from grpo_mcore.weights.gather import stream_tensors
 

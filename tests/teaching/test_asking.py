@@ -59,7 +59,7 @@ def test_why_there_is_no_answer_comes_back_and_the_student_works_on(mailboxes, t
             for question in ("tom " * 60, bad, "tom")
         ]
         for _ in range(2):  # the answer comes once
-            with pytest.raises(RequestError, match="student: request 0 has .* prompt tokens"):
+            with pytest.raises(RequestError, match="student: request 0 has"):
                 too_long.result()
         with pytest.raises(EngineError, match="engine student-0 died"):
             broken.result()
