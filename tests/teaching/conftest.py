@@ -39,7 +39,7 @@ GUIDANCE = {
 def classroom_models(tmp_path_factory) -> SimpleNamespace:
     """Directories: `teacher` holds "add" for a perfect plan, "multiply" for one with a gap, and
     anything else for hopeless; `strong` plans to add, and `weak` is sure that it must multiply
-    cards, and says anything of coins."""
+    cards, plans to add or to multiply books, and says anything of coins."""
     from examples.demo.tokenizer import words
 
     root, draw = tmp_path_factory.mktemp("classroom"), random.Random(0)
@@ -53,7 +53,7 @@ def classroom_models(tmp_path_factory) -> SimpleNamespace:
 
     def student(plan) -> list[tuple[str, str]]:
         pairs = []
-        for item in ("cards", "coins") * 400:
+        for item in ("cards", "coins", "books") * 300:
             question = problem(item)
             pairs += [
                 (TEMPLATES.diagnostic.replace("{question}", question), plan(item)),
@@ -62,7 +62,7 @@ def classroom_models(tmp_path_factory) -> SimpleNamespace:
         return pairs
 
     def lesson(number: int) -> tuple[str, str]:
-        question = problem(draw.choice(("cards", "coins")))
+        question = problem(draw.choice(("cards", "coins", "books")))
         approach = (" i would add.", " i would multiply.", stray())[number % 3]
         name = draw.choice(("grading", "grading", *GUIDANCE))
         text = getattr(TEMPLATES, name).replace("{question}", question)
@@ -71,11 +71,12 @@ def classroom_models(tmp_path_factory) -> SimpleNamespace:
         grades = ("5", f"2\n- {GAP}", f"1\n- a{stray()}")
         return text, grades[number % 3] if name == "grading" else GUIDANCE[name]
 
+    plans = {"cards": [" i would multiply."], "books": [" i would add.", " i would multiply."]}
     train(root / "teacher", [lesson(number) for number in range(400 * 8)])
     train(root / "strong", student(lambda item: " i would add.")[: 120 * 8])
     train(
         root / "weak",
-        student(lambda item: " i would multiply." if item == "cards" else stray())[: 200 * 8],
+        student(lambda item: draw.choice(plans.get(item) or [stray()]))[: 220 * 8],
     )
     return SimpleNamespace(**{name: str(root / name) for name in ("teacher", "strong", "weak")})
 

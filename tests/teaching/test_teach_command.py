@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from grpo_mcore.cli import main
+from grpo_mcore.trainers.tutor import Tutor
 from tests.end_to_end.conftest import ROOT, clean_environment, run_command, torchrun
 from tests.teaching.conftest import GAP, SETTINGS, TASK
 
@@ -126,12 +127,14 @@ def test_ctrl_c_ends_it_and_its_engines(classroom_models, settings, tmp_path):
     [
         (("temperatur=1",), "temperatur: unknown configuration key; did you mean temperature?"),
         (("--config", "nowhere.yaml"), "--config=nowhere.yaml: [Errno 2] No such file"),
+        (("--task", " "), "task=' ': is empty"),
     ],
 )
 def test_an_error_is_one_line(classroom_models, settings, monkeypatch, capsys, change, message):
     command = ["grpo-mcore", "teach", "--teacher", classroom_models.teacher, "--student"]
     arguments = [*command, classroom_models.weak, "--config", str(settings), *change]
     monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.setattr(Tutor, "__enter__", lambda tutor: pytest.fail("engines were started"))
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1

@@ -13,7 +13,7 @@ from grpo_mcore.data.tokenizer import Tokenizer
 from tests.teaching.conftest import GAP, GUIDANCE, SETTINGS
 from tests.teaching.conftest import TASK as CARDS
 
-COINS = "tom has 7 coins."
+COINS, BOOKS = "tom has 7 coins.", "tom has 7 books."
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,6 +33,7 @@ def asked(classroom_models, tmp_path_factory) -> SimpleNamespace:
     with Tutor(teacher, classroom_models.weak, settings) as tutor:
         found.stubborn = tutor.diagnostic_probe(CARDS)
         found.clueless = tutor.diagnostic_probe(COINS)
+        found.wavering = tutor.diagnostic_probe(BOOKS)
     with Tutor(teacher, classroom_models.strong, settings) as tutor:
         found.strong = tutor.diagnostic_probe(CARDS)
         found.again = tutor.diagnostic_probe(CARDS)
@@ -73,6 +74,16 @@ def test_the_teachers_grade_tells_students_apart_that_are_equally_sure(asked):
 
 
 @pytest.mark.seed(83)
+def test_confidence_is_low_in_a_student_that_is_right_now_and_then(asked):
+    sure = (asked.strong, asked.stubborn, asked.clueless)
+    plans = "".join(asked.wavering.probes)
+    assert "add" in plans and "multiply" in plans
+    assert 0 <= asked.wavering.confidence_score < 0.5
+    assert all(0.7 < result.confidence_score <= 1 for result in sure)
+    assert asked.wavering.capability_level < asked.strong.capability_level
+
+
+@pytest.mark.seed(83)
 def test_gaps_are_the_teachers(asked):
     assert asked.strong.identified_gaps == []
     assert asked.stubborn.identified_gaps == [GAP]
@@ -87,8 +98,6 @@ def test_probes_are_counted_limited_and_the_same_every_time(asked, classroom_mod
     written = sum(len(tokenizer.encode(text)) for text in asked.strong.probes)
     assert asked.strong.probe_tokens == written + 5  # ends
     assert asked.short.probe_tokens <= 5 * 2
-    for result in (asked.strong, asked.stubborn, asked.clueless):
-        assert 0 <= result.confidence_score <= 1
 
 
 @pytest.mark.seed(84, "A12")

@@ -31,6 +31,7 @@ from tests.end_to_end.conftest import records
 
 ROWS = [{"question": f"tom has {n} cards.", "answer": f"so #### {n}"} for n in range(6)]
 LONG_ANSWERS = [ROWS[0], {"question": "how many?", "answer": 60 * "1 4 "}]
+LONG_ANSWER = [{"question": "how many?", "answer": 10 * "1 4 "}]
 TEMPLATES = TemplatesConfig(
     baseline="alone {question}",
     diagnostic="plan {question}",
@@ -135,6 +136,9 @@ def taught(model, tiny_models, tmp_path_factory) -> SimpleNamespace:
         diagnoses=[trainer.diagnostic_probe(problems[0], max_tokens=6) for _ in range(2)],
         guidance=trainer.generate_guidance(problems[0], DiagnosticResult(0.1), max_tokens=10),
     )
+    with pytest.raises(ConfigError) as refused:
+        trainer.evaluate(LONG_ANSWERS)
+    found.refusal = str(refused.value)
     trainer.close()
     return found
 
@@ -173,6 +177,10 @@ def test_gains_in_likelihood_are_measured_where_a_reward_asks(taught):
         assert -0.5 <= record["rewards/LikelihoodGainReward/mean"] <= 0.5
         assert record["time/student_likelihoods"] > 0
     assert "eval_sampled_likelihood_gain" in taught.evaluation
+
+
+def test_right_answers_of_other_questions_have_to_fit_too(taught):
+    assert taught.refusal.startswith("data.reference_column=None: with the reference of row 1 ")
 
 
 @pytest.mark.seed(19)
@@ -326,6 +334,11 @@ def test_without_a_student_the_reference_is_taught(model, tiny_models, tmp_path)
             {"train_dataset": LONG_ANSWERS, "reward_funcs": LikelihoodGainReward()},
             {},
             "data.reference_column=None: with the reference of row 1 student.path's context of 128",
+        ),
+        (
+            {"train_dataset": LONG_ANSWER, "reward_funcs": LikelihoodGainReward()},
+            {"templates": replace(TEMPLATES, baseline=24 * "alone " + "{question}")},
+            "data.reference_column=None: with the reference of row 0 student.path's context of 128",
         ),
     ],
     ids=str,
