@@ -196,7 +196,8 @@ def test_lessons_that_changed_the_student_are_kept_with_all_that_was_said(taught
         assert lesson["outcome"] == ("degraded" if was_right else "improved")
         assert (lesson["answer"] == right(lesson["question"])) is not was_right
         assert lesson["baselines"] == [right(lesson["question"]) if was_right else ""]
-        assert lesson["reward"] == lesson["rewards"]["by_length"] == lesson["characters"]
+        assert lesson["rewards"]["by_length"] == lesson["characters"]
+        assert lesson["reward"] == pytest.approx(sum(lesson["rewards"].values()))
         assert lesson["approach"] and 0 < lesson["guidance_tokens"] <= 8
     kept = [
         row for row in records(taught.directory, "completions") if row["outcome"] != "unchanged"
@@ -228,7 +229,8 @@ def test_metrics_of_teaching_are_of_all_samples(taught):
             metrics["reward"] / (fmean(tokens) / 100)
         )
         assert metrics["completion_length"] == fmean(row["guidance_tokens"] for row in rows)
-        assert metrics["rewards/by_length"] == pytest.approx(metrics["reward"])
+        rewards = [metrics[f"rewards/{name}"] for name in ("by_length", "LikelihoodGainReward")]
+        assert metrics["reward"] == pytest.approx(sum(rewards))
         assert "kl" in metrics
 
 
