@@ -19,7 +19,7 @@ demo: $(READY) ## train a tiny teacher on the CPU; SEED=<n> for another run, REW
 	@$(VENV)/bin/python -m examples.demo.run $(if $(SEED),--seed $(SEED)) $(if $(REWARD),--reward $(REWARD))
 
 test: $(READY) ## the quick tests
-	@$(VENV)/bin/python -m pytest -m "not slow and not gpu"
+	@$(VENV)/bin/python -m pytest -m "not slow and not gpu" --durations 25
 
 test-all: $(READY) ## the slow tests too
 	@$(VENV)/bin/python -m pytest -m "not gpu"

@@ -23,6 +23,7 @@ from tests.checkpoint.resume_worker import (
 )  # fmt: skip
 from tests.end_to_end.conftest import run_command, torchrun
 
+pytestmark = pytest.mark.slow
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 OTHER_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS[1:])
 

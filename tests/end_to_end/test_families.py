@@ -14,7 +14,7 @@ EXPERTS = ["layout.teacher=1x1x2", "layout.student=1x1x2", "teacher.expert_paral
     "model, processes, overrides",
     [
         ("mixtral", 2, EXPERTS),
-        ("qwen2", 1, ["merged"]),
+        pytest.param("qwen2", 1, ["merged"], marks=pytest.mark.slow),
         ("qwen2", 1, ["adapters"]),
         pytest.param("mistral", 1, [], marks=pytest.mark.slow),
         pytest.param("qwen3_moe_mixed", 1, [], marks=pytest.mark.slow),
