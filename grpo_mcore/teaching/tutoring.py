@@ -121,11 +121,10 @@ class Tutoring:
         room = self._room("student", "diagnostic", prompt)
         self._prompt("grading", task, approach="")  # a task too long for it costs no probes
         work = self.student.probes(task, min(max_tokens, room), KEY).result()
+        prompts = [self._prompt("grading", task, approach=text) for text in work.texts]
         requests = [
-            self._graded(
-                self._prompt("grading", task, approach=text), GRADE, 1, 1.0, number, sample
-            )
-            for number, text in enumerate(work.texts)
+            self._graded(prompt, GRADE, 1, 1.0, number, sample)
+            for number, prompt in enumerate(prompts)
             for sample in range(GRADES_EACH)
         ]
         prompt = self._prompt("grading", task, approach=typical(work.texts))
