@@ -123,7 +123,7 @@ def _set(tree: DictConfig, key: str, value: Any, known: dict[str, type]) -> None
     neither Hydra nor OmegaConf can set a part of such a one."""
     section, _, part = key.partition(".")
     has_parts = any(name.startswith(f"{section}.") for name in known)
-    if (part or has_parts and value is not None) and OmegaConf.select(tree, section) is None:
+    if (part or (has_parts and value is not None)) and OmegaConf.select(tree, section) is None:
         tree.merge_with({section: {}})
     OmegaConf.update(tree, key, value)
 

@@ -53,7 +53,9 @@ def fake_endpoint() -> Iterator[FakeEndpoint]:
         def do_GET(self) -> None:
             with fake.lock:
                 fake.listings += 1
-            self.answer(fake.listing_status, json.dumps({"data": [{"id": "first"}, {"id": "second"}]}))
+            self.answer(
+                fake.listing_status, json.dumps({"data": [{"id": "first"}, {"id": "second"}]})
+            )
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

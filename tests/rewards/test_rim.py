@@ -297,7 +297,7 @@ def test_a_cache_that_breaks_in_a_run_is_an_error_and_no_failed_judge(fake, tmp_
     cache = tmp_path / "verdicts"
     reward = rim(fake, cache=str(cache))
     cache.write_text("no database " * 100)
-    with pytest.raises(ConfigError, match="reward_system.cache=.*not a database"):
+    with pytest.raises(ConfigError, match=r"reward_system.cache=.*not a database"):
         reward(["q"], ["t"])
 
 

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from grpo_mcore import (
+    GRPOConfig,
     GRPOTrainer,
     RewardSystemConfig,
     RIMReward,
@@ -152,7 +153,12 @@ def test_judges_without_rewards_and_rewards_without_judges_are_refused(
         )
     rows = [{"prompt": "tom has 14 cards."}]
     with pytest.raises(ConfigError, match=r"small.base_url=None: give the URL"):
-        GRPOTrainer(str(tiny_models / "qwen2"), RIMReward(), train_dataset=rows)
+        GRPOTrainer(
+            str(tiny_models / "qwen2"),
+            RIMReward(),
+            args=GRPOConfig(output_dir=str(tmp_path), max_completion_length=8),
+            train_dataset=rows,
+        )
 
 
 @pytest.fixture(scope="module")
