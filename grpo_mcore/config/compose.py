@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from grpo_mcore.config.trainers import TeacherGRPOConfig
@@ -52,10 +52,15 @@ def compose_config(config_dir: Path, experiment: str, overrides: list[str]) -> T
     known = keys_of(TeacherGRPOConfig)
     for override in overrides:
         _check_override(override, groups, known)
+    parsed = OverridesParser.create().parse_overrides(overrides)
     try:
         ConfigStore.instance().store(name="schema", node=TeacherGRPOConfig)
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
-            tree = compose("config", overrides)
+            chosen = [o.input_line for o in parsed if o.key_or_group in groups]
+            tree = compose("config", chosen)
+        for override in parsed:
+            if override.key_or_group not in groups:
+                _set(tree, override.key_or_group, override.value(), known)
         missing = sorted(OmegaConf.missing_keys(tree))
         if missing:
             raise ConfigError(f"{missing[0]}: no value; give one, as in {missing[0]}=...")
@@ -92,7 +97,7 @@ def override_config(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> Te
                 raise unknown_key(key, known)
             if dataclasses.is_dataclass(value):
                 value = dataclasses.asdict(value)
-            OmegaConf.update(tree, key, value)
+            _set(tree, key, value, known)
         for key in OmegaConf.missing_keys(tree):
             OmegaConf.update(tree, key, "")
         return OmegaConf.to_object(tree)
@@ -111,6 +116,16 @@ def parse_overrides(texts: list[str]) -> dict[str, Any]:
         _check_override(text, {}, known)
     parsed = OverridesParser.create().parse_overrides(texts)
     return {override.key_or_group: override.value() for override in parsed}
+
+
+def _set(tree: DictConfig, key: str, value: Any, known: dict[str, type]) -> None:
+    """Gives `key`, which may be dotted, a value. A section that is null has its defaults first:
+    neither Hydra nor OmegaConf can set a part of such a one."""
+    section, _, part = key.partition(".")
+    has_parts = any(name.startswith(f"{section}.") for name in known)
+    if (part or (has_parts and value is not None)) and OmegaConf.select(tree, section) is None:
+        tree.merge_with({section: {}})
+    OmegaConf.update(tree, key, value)
 
 
 def _check_override(text: str, groups: dict[str, list[str]], known: dict[str, type]) -> None:

@@ -128,7 +128,8 @@ class RewardSystemConfig:
     max_retries: int = 2
     """Further attempts after a broken connection, a timeout, or status 408, 409, 429 or 5xx."""
     cache: str | None = None
-    """SQLite file of verdicts, by all that the request says; several runs may share it."""
+    """SQLite file of verdicts, by all that the request says, so not by the URL; several runs may
+    share it."""
 
 
 @dataclass

@@ -3,6 +3,7 @@
 Every rank checks the same and comes to the same result, so no rank waits for one that stopped.
 """
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -227,6 +228,12 @@ def check_judge(judge: JudgeServerConfig, placement: str) -> None:
             f"{key}: needs GPUs of its own; set layout.placement=separate and start "
             f"{judge.tensor_parallel} more processes, or name a server in "
             "reward_system.small.base_url"
+        )
+    on_host = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device.is_cuda() and judge.tensor_parallel > on_host:
+        raise ConfigError(
+            f"judge.tensor_parallel={judge.tensor_parallel}: the judge runs on one host, which has "
+            f"{on_host} of the job's processes"
         )
     if not (Path(path) / "config.json").is_file():
         raise ConfigError(f"{key}: is no directory with a model's config.json")

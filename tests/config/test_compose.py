@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from grpo_mcore.config import ConfigError, TeacherGRPOConfig
-from grpo_mcore.config.compose import compose_config, keys_of
+from grpo_mcore.config import ConfigError, LoraConfig, TeacherGRPOConfig
+from grpo_mcore.config.compose import (
+    compose_config,
+    keys_of,
+    override_config,
+    parse_overrides,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "examples/configs"
@@ -165,6 +170,27 @@ def test_importing_the_configuration_loads_neither_torch_nor_vllm():
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    "overrides, adapters",
+    [
+        (["peft_config={r: 4}"], LoraConfig(r=4)),
+        (["peft_config.r=4", "peft_config.lora_alpha=2"], LoraConfig(r=4, lora_alpha=2.0)),
+        (["peft_config={}"], LoraConfig()),
+        (["peft_config.r=4", "peft_config=null"], None),
+    ],
+)
+def test_a_section_that_is_null_can_be_set_in_part(overrides, adapters):
+    assert compose_config(CONFIGS, "demo", overrides).peft_config == adapters
+    settings = parse_overrides(overrides)
+    assert override_config({}, settings).peft_config == adapters
+
+
+def test_mistakes_in_a_section_that_is_null():
+    assert refusal("peft_config={rank: 4}").startswith("peft_config.rank: unknown configuration")
+    assert refusal("peft_config.r=x") == "peft_config.r=x: expected a whole number"
+    assert refusal("peft_config={r: x}") == "peft_config.r=x: expected a whole number"
 
 
 def test_sampling_in_words():

@@ -30,6 +30,7 @@ class FakeEndpoint:
             HANGS or CUTS_OFF.
         requests: the bodies, in the order of their arrival.
         most: requests that were under way at once.
+        listings: how often the list of models was asked for, which fails with `listing_status`.
     """
 
     url: str = ""
@@ -39,6 +40,8 @@ class FakeEndpoint:
     keys: set[str | None] = field(default_factory=set)
     under_way: int = 0
     most: int = 0
+    listings: int = 0
+    listing_status: int = 200
     lock: Lock = field(default_factory=Lock)
 
 
@@ -48,7 +51,11 @@ def fake_endpoint() -> Iterator[FakeEndpoint]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.answer(200, json.dumps({"data": [{"id": "first"}, {"id": "second"}]}))
+            with fake.lock:
+                fake.listings += 1
+            self.answer(
+                fake.listing_status, json.dumps({"data": [{"id": "first"}, {"id": "second"}]})
+            )
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -84,7 +91,7 @@ def fake_endpoint() -> Iterator[FakeEndpoint]:
 
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     listening.daemon_threads = True
-    Thread(target=listening.serve_forever, daemon=True).start()
+    Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
     fake.url = f"http://127.0.0.1:{listening.server_port}/v1"
     yield fake
     listening.shutdown()

@@ -1,6 +1,9 @@
 """RIMReward against an endpoint that does as it is told."""
 
 import asyncio
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,13 +211,94 @@ def test_a_judge_that_fails_is_left_out_and_counted(fake, said, reason):
     assert rewards == [pytest.approx(0.8)] and info["scores"]["process"] is None
     assert len(info["failures"]["process"]) == 4 and reason in info["failures"]["process"][0]
     assert logged["rim_failures/process"] == [1] and logged["rim_failures/accuracy"] == [0]
-    assert logged["rim_failed_requests"] == [4] and logged["rim_escalated"] == [0.25]
+    assert logged["rim_failed_requests"] == [4] and sorted(logged["rim_escalated"]) == [0, 0, 0, 1]
     assert "rim_rewards/process" not in logged and logged["rim_rewards/accuracy"] == [0.8]
 
 
 def test_without_any_judge_there_is_no_reward(fake):
     fake.reply = lambda body: 500
     assert rim(fake)(["q", "q"], ["t", "u"]) == [None, None]
+
+
+def test_a_judge_whose_large_model_fails_has_no_score(fake):
+    """What the small one said is by the settings not to be relied on."""
+    fake.reply = lambda body: 400 if body["model"] == "large" else verdict(body["temperature"])
+    rewards, (info,) = rim(fake)(["q"], ["t"], return_info_dict=True)
+    assert rewards == [None] and set(info["scores"].values()) == {None}
+    assert info["tiers"]["process"] == "large" and "BadRequest" in info["failures"]["process"][0]
+
+
+def test_without_completions_there_is_nothing_to_judge(fake):
+    logged = []
+    found = rim(fake)([], [], log_metric=lambda name, value: logged.append(name))
+    assert found == [] and fake.requests == [] and "rim_escalated" not in logged
+
+
+def test_an_endpoint_that_is_down_is_given_up_until_the_next_call(fake):
+    fake.reply = lambda body: 503
+    reward, samples = rim(fake, max_workers=2), 20
+    rewards, infos = reward(["q"] * samples, ["t"] * samples, return_info_dict=True)
+    assert rewards == [None] * samples
+    assert {body["model"] for body in fake.requests} == {"small", "large"}
+    assert len(fake.requests) <= 2 * (16 + 1)
+    assert "requests in a row had no answer" in infos[-1]["failures"]["process"][0]
+    fake.reply = lambda body: verdict(0.8)
+    assert reward(["q"], ["t"]) == [pytest.approx(0.8)]
+
+
+def test_an_endpoint_that_lists_no_models_is_asked_for_them_once_by_all_that_wait(fake):
+    reward = rim(fake, small=JudgeModelConfig(fake.url), large=JudgeModelConfig(fake.url))
+    fake.listing_status = 503
+    assert reward(["q"] * 5, ["t"] * 5) == [None] * 5
+    assert fake.listings == 2 and fake.requests == []  # for the small and for the large model
+    fake.listing_status = 200
+    assert reward(["q"], ["t"]) == [pytest.approx(0.5)] and fake.listings == 3
+
+
+def test_an_interrupted_call_asks_nothing_more(fake):
+    fake.seconds = 0.1
+
+    def reply(_: dict) -> dict:
+        if len(fake.requests) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return verdict()
+
+    fake.reply = reply
+    with pytest.raises(KeyboardInterrupt):
+        rim(fake, max_workers=1)(["q"] * 9, ["t"] * 9)
+    asked = len(fake.requests)
+    time.sleep(0.5)
+    assert len(fake.requests) <= asked + 1
+
+
+def test_a_proxy_does_not_stand_before_the_runs_own_judge(fake, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    reward = rim(fake, small=JudgeModelConfig(), large=JudgeModelConfig())
+    reward.own_judge = Endpoint(fake.url, None, "key")
+    assert reward(["q"], ["t"]) == [pytest.approx(0.5)]
+
+
+@pytest.mark.parametrize("kind", ["text", "directory", "below a file"])
+def test_a_cache_that_cannot_be_used_is_an_error(fake, tmp_path, kind):
+    file = tmp_path / "verdicts"
+    if kind == "directory":
+        file.mkdir()
+    else:
+        file.write_text("no database " * 100)
+    cache = file / "cache" if kind == "below a file" else file
+    with pytest.raises(ConfigError, match=rf"reward_system\.cache={cache}: "):
+        rim(fake, cache=str(cache))(["q"], ["t"])
+    assert fake.requests == [] or kind == "below a file"
+
+
+def test_a_cache_that_breaks_in_a_run_is_an_error_and_no_failed_judge(fake, tmp_path):
+    cache = tmp_path / "verdicts"
+    reward = rim(fake, cache=str(cache))
+    cache.write_text("no database " * 100)
+    with pytest.raises(ConfigError, match=r"reward_system.cache=.*not a database"):
+        reward(["q"], ["t"])
 
 
 def test_one_valid_verdict_of_the_small_model_is_enough(fake):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from grpo_mcore import (
+    GRPOConfig,
     GRPOTrainer,
     RewardSystemConfig,
     RIMReward,
@@ -138,6 +139,10 @@ def test_a_judge_that_cannot_be_served_is_refused(tiny_models, judge_model, monk
     monkeypatch.setattr("grpo_mcore.device.is_cuda", lambda: True)
     with pytest.raises(ConfigError, match=r"needs GPUs of its own; set layout.placement=separate"):
         check_judge(JudgeServerConfig(str(judge_model)), "colocated")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    check_judge(JudgeServerConfig(str(judge_model), tensor_parallel=4), "separate")
+    with pytest.raises(ConfigError, match=r"judge.tensor_parallel=8: .* has 4 of the job's"):
+        check_judge(JudgeServerConfig(str(judge_model), tensor_parallel=8), "separate")
 
 
 def test_judges_without_rewards_and_rewards_without_judges_are_refused(
@@ -152,7 +157,12 @@ def test_judges_without_rewards_and_rewards_without_judges_are_refused(
         )
     rows = [{"prompt": "tom has 14 cards."}]
     with pytest.raises(ConfigError, match=r"small.base_url=None: give the URL"):
-        GRPOTrainer(str(tiny_models / "qwen2"), RIMReward(), train_dataset=rows)
+        GRPOTrainer(
+            str(tiny_models / "qwen2"),
+            RIMReward(),
+            args=GRPOConfig(output_dir=str(tmp_path), max_completion_length=8),
+            train_dataset=rows,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +187,7 @@ def ask(server: JudgeServer) -> list[dict]:
     return reward(["tom has 14 cards."] * 2, texts, return_info_dict=True)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.seed(85)
 def test_structured_outputs_make_a_random_models_json_valid(server):
     for info in ask(server):

@@ -4,17 +4,18 @@ import asyncio
 import hashlib
 import json
 import sqlite3
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated
 
-from openai import AsyncOpenAI, OpenAIError
+from openai import APIConnectionError, AsyncOpenAI, InternalServerError, OpenAIError
 from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_mcore.config.reward_system import JudgeModelConfig
-from grpo_mcore.errors import one_line
+from grpo_mcore.errors import ConfigError, one_line
 
 CACHE_SECONDS = 60.0
 """The longest wait for another process that writes to the cache."""
@@ -90,30 +91,43 @@ class Endpoint:
 
 
 class Cache:
-    """Verdicts on disk, by the whole of their requests. Used by one thread of each process."""
+    """Verdicts on disk, by the whole of their requests. Used by one thread of each process.
+
+    Its methods raise ConfigError where the file cannot be used.
+    """
 
     def __init__(self, path: str):
         self.path = Path(path)
 
+    def check(self) -> None:
+        """Makes no file."""
+        if self.path.exists():
+            self._execute("SELECT request, verdict FROM verdicts LIMIT 1")
+
     def get(self, request: dict) -> Verdict | None:
-        rows = self._database.execute(
-            "SELECT verdict FROM verdicts WHERE request = ?", (_digest(request),)
-        )
-        found = rows.fetchone()
+        found = self._execute("SELECT verdict FROM verdicts WHERE request = ?", _digest(request))
         return Verdict.model_validate_json(found[0]) if found else None
 
     def put(self, request: dict, verdict: Verdict) -> None:
-        self._database.execute(
+        self._execute(
             "INSERT OR REPLACE INTO verdicts VALUES (?, ?)",
-            (_digest(request), verdict.model_dump_json()),
+            _digest(request),
+            verdict.model_dump_json(),
         )
+
+    def _execute(self, statement: str, *values: str) -> tuple | None:
+        """The first row."""
+        try:
+            return self._database.execute(statement, values).fetchone()
+        except (sqlite3.Error, OSError) as error:
+            raise ConfigError(f"reward_system.cache={self.path}: {one_line(error)}") from error
 
     @cached_property
     def _database(self) -> sqlite3.Connection:
         """Each statement is a transaction, before which SQLite waits for other processes."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         database = sqlite3.connect(self.path, timeout=CACHE_SECONDS, isolation_level=None)
-        # Without a wait for the disk at each verdict: what a power cut takes can be asked again.
+        # Without a wait for the disk at each verdict: what a power cut spoils can be asked again.
         database.execute("PRAGMA synchronous = OFF")
         database.execute(
             "CREATE TABLE IF NOT EXISTS verdicts (request TEXT PRIMARY KEY, verdict TEXT)"
@@ -131,6 +145,7 @@ class JudgeModel:
         client: AsyncOpenAI,
         seconds: float,
         gate: asyncio.Semaphore,
+        patience: int,
         cache: Cache | None,
     ):
         """
@@ -138,10 +153,14 @@ class JudgeModel:
             name: the endpoint's; None: the first that it lists.
             seconds: for a request, all attempts at it included.
             gate: bounds the requests under way.
+            patience: requests in a row without an answer after which no more are made, until
+                `unanswered` is 0 again.
         """
         self.name, self.model, self.client, self.seconds = name, model, client, seconds
-        self.gate, self.cache = gate, cache
-        self.naming = asyncio.Lock()
+        self.gate, self.patience, self.cache = gate, patience, cache
+        self.naming: asyncio.Task[str] | None = None
+        self.unanswered = 0
+        """Requests since the last that was answered."""
 
     async def ask(self, messages: list[dict[str, str]], temperature: float) -> Verdict:
         """
@@ -159,11 +178,13 @@ class JudgeModel:
                 request["response_format"] = {"type": "json_schema", "json_schema": SCHEMA}
             if self.cache and (known := self.cache.get(request)):
                 return known
-            async with self.gate, asyncio.timeout(self.seconds):
-                answer = await self.client.chat.completions.with_raw_response.create(**request)
+            completions = self.client.chat.completions.with_raw_response
+            answer = await self._answer(lambda: completions.create(**request))
             content = _Completion.model_validate_json(answer.text).choices[0].message.content
             # xgrammar lets control characters through where a string's length is bounded.
             verdict = Verdict.model_validate(json.loads(content, strict=False))
+        except ConfigError:  # the cache's, without which the run would pay again and again
+            raise
         except (OpenAIError, TimeoutError, ValueError, RecursionError) as error:
             said = shorten(one_line(error), SHOWN_CHARACTERS)
             raise JudgeError(f"{type(error).__name__}: {said}") from error
@@ -172,12 +193,30 @@ class JudgeModel:
         return verdict
 
     async def _name(self) -> str:
-        async with self.naming:
-            if self.name is None:
-                async with self.gate, asyncio.timeout(self.seconds):
-                    answer = await self.client.models.with_raw_response.list()
-                self.name = _Models.model_validate_json(answer.text).data[0].id
-            return self.name
+        """Requests that wait for the name together fail together, lest each waits its time out."""
+        if self.name is None:
+            if self.naming is None or self.naming.done():
+                self.naming = asyncio.create_task(self._first_listed())
+            self.name = await asyncio.shield(self.naming)
+        return self.name
+
+    async def _first_listed(self) -> str:
+        answer = await self._answer(self.client.models.with_raw_response.list)
+        return _Models.model_validate_json(answer.text).data[0].id
+
+    async def _answer(self, request: Callable[[], Awaitable]):
+        """What the endpoint answers."""
+        async with self.gate:
+            if self.unanswered >= self.patience:
+                raise TimeoutError(f"not asked: {self.unanswered} requests in a row had no answer")
+            try:
+                async with asyncio.timeout(self.seconds):
+                    answer = await request()
+            except (TimeoutError, APIConnectionError, InternalServerError):
+                self.unanswered += 1
+                raise
+        self.unanswered = 0
+        return answer
 
 
 def _digest(request: dict) -> str:

@@ -84,12 +84,12 @@ def consistent(
     scores: Mapping[str, float | None], rules: ConsistencyConfig
 ) -> dict[str, float | None]:
     """The scores (by judge, None of those that failed), held to the rules in the order in which
-    ConsistencyConfig has them, and to [0, 1]."""
+    ConsistencyConfig has them."""
     held = dict(scores)
 
     def cap(judge: str, most: float) -> None:
         if held.get(judge) is not None:
-            held[judge] = min(max(min(held[judge], most), 0.0), 1.0)
+            held[judge] = min(held[judge], most)
 
     accuracy, margin = held.get("accuracy"), rules.process_above_accuracy
     if accuracy is not None and margin is not None:

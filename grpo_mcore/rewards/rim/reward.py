@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from tqdm import tqdm
 
 from grpo_mcore.config.compose import read_section
@@ -31,6 +31,8 @@ COLUMNS = {
 }
 """Field of a judge's prompt -> the column it is filled with, as TeacherGRPOTrainer offers it."""
 NOT_GIVEN = "(not given)"
+LEAST_PATIENCE = 16
+"""Requests in a row without an answer before a model is given up for the rest of a call."""
 NO_KEY = "none"
 """The client insists on a key, endpoints without any ignore it."""
 
@@ -128,7 +130,7 @@ class RIMReward:
                 `failures` (lists of why requests brought no verdict).
             log_metric: is told of each score, `rim_rewards/<judge>`; of the scores that each judge
                 lacks, `rim_failures/<judge>`; of the requests that failed, `rim_failed_requests`;
-                and of the share of judgements the large model was asked for, `rim_escalated`.
+                and of each judgement whether the large model was asked, `rim_escalated`, 1 or 0.
             log_extra: is given the dictionaries, as `rim_explanations`.
             columns: the values of COLUMNS, as far as they are known; questions default to the
                 prompts, teachings to what stands in the completions' tags.
@@ -147,7 +149,11 @@ class RIMReward:
             for place in range(len(completions))
         ]
         judging = asyncio.run_coroutine_threadsafe(self._judge_all(cases), event_loop())
-        judged = judging.result()
+        try:
+            judged = judging.result()
+        except BaseException:  # as of Ctrl-C: nobody wants the other verdicts any more
+            judging.cancel()
+            raise
         infos = [self._info(judgements) for judgements in judged]
         self._warn(judged)
         if log_metric:
@@ -185,6 +191,7 @@ class RIMReward:
 
     async def _judge_all(self, cases: list[dict[str, str]]) -> list[dict[str, Judgement]]:
         small, large = self._models()
+        small.unanswered = large.unanswered = 0
 
         async def of_case(case: dict[str, str]) -> dict[str, Judgement]:
             found = await asyncio.gather(
@@ -212,18 +219,23 @@ class RIMReward:
         verdicts = None if config.cache is None else Cache(config.cache)
         seconds = config.timeout * (config.max_retries + 1)
 
+        patience = max(LEAST_PATIENCE, 2 * config.max_workers)
+
         @cache
         def client(base_url: str, api_key: str | None) -> AsyncOpenAI:
+            # A proxy that the environment names for the world outside does not know the run's own.
+            is_own = self.own_judge is not None and base_url == self.own_judge.base_url
             return AsyncOpenAI(
                 base_url=base_url,
                 api_key=api_key or NO_KEY,
                 timeout=config.timeout,
                 max_retries=config.max_retries,
+                http_client=DefaultAsyncHttpxClient(trust_env=False) if is_own else None,
             )
 
         def model(endpoint: Endpoint, settings: JudgeModelConfig) -> JudgeModel:
             asked = client(endpoint.base_url, endpoint.api_key)
-            return JudgeModel(endpoint.model, settings, asked, seconds, gate, verdicts)
+            return JudgeModel(endpoint.model, settings, asked, seconds, gate, patience, verdicts)
 
         small = _endpoint(config.small, self.own_judge)
         return model(small, config.small), model(_endpoint(config.large, small), config.large)
@@ -262,7 +274,8 @@ class RIMReward:
             log_metric(f"rim_failures/{name}", scores.count(None))
         everything = [judgement for judgements in judged for judgement in judgements.values()]
         log_metric("rim_failed_requests", sum(len(j.failures) for j in everything))
-        log_metric("rim_escalated", sum(j.tier == LARGE for j in everything) / len(everything))
+        for judgement in everything:
+            log_metric("rim_escalated", float(judgement.tier == LARGE))
 
     def _warn(self, judged: list[dict[str, Judgement]]) -> None:
         """Failures are no errors, but whoever watches the run shall know of them."""

@@ -9,6 +9,7 @@ from grpo_mcore.config import RewardSystemConfig
 from grpo_mcore.config.reward_system import JUDGES, JudgeConfig, JudgeModelConfig
 from grpo_mcore.data.text import fields_of
 from grpo_mcore.errors import ConfigError
+from grpo_mcore.rewards.rim.endpoint import Cache
 
 
 def active_judges(config: RewardSystemConfig) -> dict[str, JudgeConfig]:
@@ -43,6 +44,8 @@ def check_reward_system(config: RewardSystemConfig) -> None:
         raise ConfigError(f"reward_system.timeout={config.timeout}: must be above 0")
     for tier in ("small", "large"):
         _check_endpoint(f"reward_system.{tier}", getattr(config, tier))
+    if config.cache is not None:
+        Cache(config.cache).check()
 
 
 def _ranges(config: RewardSystemConfig) -> Iterator[tuple[str, float, float, float]]:
