@@ -111,7 +111,10 @@ def _table(result: dict) -> str:
                                 for v in values)
         for name, *values in rows
     ]  # fmt: skip
-    facts = f"{result['steps']} steps, {result['layout']}, reward {result['reward']}, seed {result['seed']}"
+    facts = (
+        f"{result['steps']} steps, {result['layout']}, reward {result['reward']}, "
+        f"seed {result['seed']}"
+    )
     times = (
         f"{result['seconds']:.0f} s: models {result['seconds_models']:.0f}, training "
         f"{result['seconds_training']:.0f}, measuring {result['seconds_measuring']:.0f}"
