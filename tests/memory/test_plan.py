@@ -252,7 +252,7 @@ def test_a_file_of_settings(planned, tmp_path):
     file = str(tmp_path / "config.yaml")
     assert planned(file).job.places() == recipe.job.places()
     (tmp_path / "some.yaml").write_text("betta: 1\n")
-    with pytest.raises(ConfigError, match="unknown key betta"):
+    with pytest.raises(ConfigError, match="betta: unknown configuration key"):
         compose(str(tmp_path / "some.yaml"), [])
     (tmp_path / "some.yaml").write_text("teacher: {dtype: bfloat16}\nmax_steps: 5\n")
     found = compose(str(tmp_path / "some.yaml"), ["student.path=there", "beta=0.5"])
