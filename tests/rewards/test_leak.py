@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from grpo_mcore.rewards import leak_penalty, leaks_answer
 from grpo_mcore.rewards.leak import PROSE_NUMBERS
+from tools.leak_rates import rates
 
 PROSE = "Try it again, and check the {} of your work"
 numbers = st.integers(PROSE_NUMBERS + 1, 10**6)
@@ -19,6 +20,10 @@ numbers = st.integers(PROSE_NUMBERS + 1, 10**6)
         ("one hundred and five of them", "?", "105"),
         ("two thousand and thirty one", "?", "2031"),
         ("it comes to 42", "?", "forty two"),
+        ("16-4 = 12m", "?", "12"),
+        ("so 2km/hr, or $4/student", "?", "2"),
+        ("so 2km/hr, or $4/student", "?", "4"),
+        ("that is $.25 more", "?", "0.25"),
         ("half of it: 0.5", "?", r"\frac{1}{2}"),
         (r"so \frac{3}{4} is left", "?", "0.75"),
         ("you get 7.", "tom has 3 apples", "7 apples"),
@@ -47,6 +52,9 @@ def test_leaks(teaching, question, answer):
         ("there are two ways, five and six", "?", "11"),
         ("it is 420, or 1.42, or 42nd", "?", "42"),
         ("subtract 3", "?", "-3"),
+        ("add 5 and 7", "tom has five apples", "5"),
+        ("it goes at 20 mph", "a 20mph wind", "20"),
+        ("the price is 1,200 or 3.5", "?", "1"),
         ("yes, you can, and that is not true", "is it?", "no"),
         ("a good plan", "a or b?", "a"),
         ("weigh Paris against Rome", "Paris or Rome?", "Paris"),
@@ -88,6 +96,22 @@ def test_short_answers_are_found_in_no_prose(prose, answer):
 @given(st.text(), st.text(), st.text())
 def test_any_text_can_be_asked_about(teaching, question, answer):
     assert leaks_answer(teaching, question, answer) in (True, False)
+
+
+def test_rates_of_worked_answers():
+    rows = [
+        {"question": "Tom has 3 cards and buys 4. How many?",
+         "answer": "He has 3+4=<<3+4=7>>7.\n#### 7"},
+        {"question": "Ann has 20 pens, twice as many as Bo. How many?",
+         "answer": "Halve 20.\nBo has 20/2 = 10.\nBoth have 20+10 = 30 pens.\n#### 30"},
+        {"question": "Of 10 birds 5 fly off. How many stay?", "answer": "10 - 5 = 5 stay.\n#### 5"},
+    ]  # fmt: skip
+    assert rates(rows) == {
+        "whole, answer not in question": (2, 2),
+        "whole, answer in question": (0, 1),
+        "lines before the answer": (0, 1),
+        "of another question": (0, 3),
+    }
 
 
 def test_the_penalty_is_a_reward_of_its_own():
