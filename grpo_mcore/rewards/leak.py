@@ -4,17 +4,19 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
+from grpo_mcore.data.text import last_boxed
+
 _NUMBER = re.compile(
     r"(?<![\w.])-?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?"
     r"(?!\d|[.,/]\d|(?:st|nd|rd|th)\b)"
 )
 """Not an ordinal; a unit may follow at once, as in 12km/h."""
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
-_STEP_NUMBER = re.compile(r"^\s*\(?\d+[.):](?=\s)|\bstep\s+\d+", re.IGNORECASE | re.MULTILINE)
+_STEP_NUMBER = re.compile(r"^[ \t]*\(?\d+[.):](?=\s)|\bstep\s+\d+", re.IGNORECASE | re.MULTILINE)
 _QUANTITY = re.compile(rf"[$€£]?\s*({_NUMBER.pattern})(?:\s*%|(?:\s+[^\W\d_]+){{0,2}})")
 _ANNOUNCED = re.compile(
-    r"(?:answer|solution|result)\s*(?:is|:|=)\s*(.+?)\s*(?=[.!?,;](?!\d)|\n|$)"
-    r"|\\boxed\s*\{(.+?)\}|<solution>(.+?)</solution>",
+    r"(?:answer|solution|result)\s*(?:is|:|=)\s*(.+?)(?=[.!?,;](?!\d)|\n|$)"
+    r"|\\boxed\s*\{([^{}]+)\}|<solution>([^<]+)</solution>",
     re.IGNORECASE | re.DOTALL,
 )
 _TOKEN = re.compile(r"\w+|[^\w\s.,;:!?\"'`*$]")
@@ -54,8 +56,8 @@ def leaks_answer(teaching: str, question: str, answer: str) -> bool:
     number, words = _number_of(answer), _words(answer)
     if not words:
         return False
-    for found in _ANNOUNCED.finditer(teaching):
-        said = next(text for text in found.groups() if text)
+    announced = [found[found.lastindex] for found in _ANNOUNCED.finditer(teaching)]
+    for said in [*announced, last_boxed(teaching)]:
         if _words(said) == words or (number is not None and _number_of(said) == number):
             return True
     if number is not None:

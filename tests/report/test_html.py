@@ -144,7 +144,8 @@ globalThis.document = {
 const answers = %s.map(typed => {
   for (const id in fields) fields[id].value = typed[id] ?? "";
   listeners.input();
-  return [lessons.filter(row => !row.hidden).map(row => +row.dataset.step), fields.shown.textContent];
+  const left = lessons.filter(row => !row.hidden);
+  return [left.map(row => +row.dataset.step), fields.shown.textContent];
 });
 console.log(JSON.stringify(answers));
 """

@@ -35,6 +35,7 @@ numbers = st.integers(PROSE_NUMBERS + 1, 10**6)
         ("Answer: yes", "is it?", "yes"),
         ("<solution>a</solution>", "a or b?", "a"),
         ("the answer is Paris", "Paris or Rome?", "Paris"),
+        (r"so \boxed{\frac{1}{2}}", "1/2 or 1/3?", "0.5"),
     ],
 )
 def test_leaks(teaching, question, answer):
@@ -96,6 +97,12 @@ def test_short_answers_are_found_in_no_prose(prose, answer):
 @given(st.text(), st.text(), st.text())
 def test_any_text_can_be_asked_about(teaching, question, answer):
     assert leaks_answer(teaching, question, answer) in (True, False)
+
+
+@pytest.mark.parametrize("part", ["the answer is x", "<solution>", "\\boxed{", "\n"])
+def test_hostile_texts_are_read_at_once(part):
+    """Each as if the answer could begin anywhere would take minutes."""
+    assert not leaks_answer(part * 20_000 + " " * 50_000 + "y", "?", "42")
 
 
 def test_rates_of_worked_answers():
