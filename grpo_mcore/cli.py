@@ -27,7 +27,7 @@ def main() -> None:
     )
     tutor.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="further settings")
     planner = commands.add_parser("plan", help="estimate a job's memory, without running it")
-    planner.add_argument("config", help="an experiment's name, or the YAML file of one")
+    planner.add_argument("config", help="an experiment's name, or a YAML file of settings")
     planner.add_argument("overrides", nargs="*", help="such as layout.teacher=2x1x1")
     planner.add_argument("--processes", type=int, help="ranks of the job")
     planner.add_argument(

@@ -1,11 +1,17 @@
 """`grpo-mcore plan`: the memory of a job, before it runs."""
 
+import sys
 from json import dumps
 from pathlib import Path
 
 from grpo_mcore import device
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
-from grpo_mcore.config.compose import compose_config
+from grpo_mcore.config.compose import (
+    compose_config,
+    override_config,
+    parse_overrides,
+    read_settings,
+)
 from grpo_mcore.config.objective import check_choice
 from grpo_mcore.launch import one_line_errors
 from grpo_mcore.memory.activations import ELEMENT
@@ -16,9 +22,14 @@ from grpo_mcore.memory.show import Plan
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.rewards import as_reward_specs
 from grpo_mcore.trainers.batches import with_batches
+from grpo_mcore.trainers.judges import check_judge_used
 from grpo_mcore.trainers.layouts import choose_layouts, count_engines
+from grpo_mcore.trainers.named_rewards import rewards_of
+from grpo_mcore.trainers.preflight import check_judge_placed
 from grpo_mcore.trainers.settings import check_settings, check_training
+from grpo_mcore.trainers.teacher_grpo import LIKELIHOOD_GAINS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "examples/configs"
 
@@ -44,8 +55,9 @@ def plan(
 
 
 def compose(name: str, overrides: list[str]) -> TeacherGRPOConfig:
-    """The configuration of experiment `name`, or of the file experiment/NAME.yaml in a directory
-    like examples/configs.
+    """The configuration of experiment `name`; or of a file: experiment/NAME.yaml in a directory
+    like examples/configs, or any other of settings that are not the defaults, such as a run's
+    config.yaml.
 
     Raises:
         ConfigError: when there is none, and for settings that cannot be.
@@ -54,12 +66,9 @@ def compose(name: str, overrides: list[str]) -> TeacherGRPOConfig:
         return compose_config(CONFIGS, name, overrides)
     file = Path(name)
     directory = file.resolve().parent
-    if not file.is_file() or not (directory.parent / "config.yaml").is_file():
-        raise ConfigError(
-            f"config={name}: give an experiment's name, or the path of its file in a directory "
-            "such as examples/configs"
-        )
-    return compose_config(directory.parent, file.stem, overrides)
+    if directory.name == "experiment" and file.is_file():
+        return compose_config(directory.parent, file.stem, overrides)
+    return override_config(read_settings(f"config={name}", file), parse_overrides(overrides))
 
 
 def make_plan(
@@ -85,14 +94,15 @@ def make_plan(
         check_choice(f"{role}.dtype", getattr(config, role).dtype, ELEMENT)
     if target.is_gpu == device.is_cuda():
         check_settings(config)  # what another kind of device can do is not known here
-    shapes = {
-        role: read_shape(f"{role}.path", getattr(config, role).path)
-        for role in ("teacher", "student")
-    }
+    rewards = rewards_of(config)
+    check_judge_used(rewards, config.judge.path)
+    roles = ("teacher", "student", *(["judge"] if config.judge.path else []))
+    shapes = {role: read_shape(f"{role}.path", getattr(config, role).path) for role in roles}
+    keeps_student = any(spec.asks_for(LIKELIHOOD_GAINS) for spec in as_reward_specs(rewards))
     world_size = processes or _world_size(config)
 
     def make(settings: TeacherGRPOConfig) -> Job:
-        return _job(settings, shapes, world_size, target, prompt_tokens)
+        return _job(settings, shapes, world_size, target, prompt_tokens, keeps_student)
 
     job = make(config)
     changed, remedied = remedies(config, job, make)
@@ -105,8 +115,10 @@ def _job(
     world_size: int,
     target: Device,
     prompt_tokens: int,
+    keeps_student: bool,
 ) -> Job:
     placement, layouts = choose_layouts(config, shapes, world_size, target)
+    check_judge_placed(config.judge, placement, target.is_gpu)
     config = with_batches(config, layouts["teacher"].data)
     written = config.max_completion_length
     answer = config.max_answer_tokens or written
@@ -114,17 +126,21 @@ def _job(
         "teacher": prompt_tokens + config.max_probe_tokens + written,
         "student": prompt_tokens + max(config.max_probe_tokens, written + answer),
     }
+    engines = {
+        role: count_engines(config.rollout, role, layouts[role], shapes[role], target)
+        for role in needs
+    }
+    if "judge" in shapes:
+        needs["judge"], engines["judge"] = config.judge.max_model_len or sys.maxsize, 1
     return Job(
         config,
         shapes,
         placement,
         layouts,
-        {
-            role: count_engines(config.rollout, role, layout, shapes[role], target)
-            for role, layout in layouts.items()
-        },
+        engines,
         {role: min(need, shapes[role].positions) for role, need in needs.items()},
         target,
+        keeps_student,
     )
 
 
@@ -133,4 +149,6 @@ def _world_size(config: TeacherGRPOConfig) -> int:
     if "auto" in texts:
         return device.local_count()
     sizes = [Layout.parse("layout", text).size for text in texts]
-    return max(sizes) if config.layout.placement == "colocated" else sum(sizes)
+    if config.layout.placement == "colocated":
+        return max(sizes)
+    return sum(sizes) + (config.judge.tensor_parallel if config.judge.path else 0)

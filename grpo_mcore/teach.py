@@ -1,15 +1,13 @@
 """`grpo-mcore teach`: a trained teacher and a student at work on a terminal."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from grpo_mcore.config import ConfigError
-from grpo_mcore.config.compose import override_config, parse_overrides
+from grpo_mcore.config.compose import override_config, parse_overrides, read_settings
 from grpo_mcore.launch import one_line_errors
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ def teach(
     with one_line_errors():
         settings: Any = parse_overrides(overrides)
         if config:
-            settings = override_config(_read(config), settings)
+            settings = override_config(read_settings(f"--config={config}", config), settings)
 
         from grpo_mcore.teaching.tutoring import check_task
         from grpo_mcore.trainers.tutor import Tutor
@@ -72,13 +70,3 @@ def _lines() -> Iterator[str]:
             return
         if line.strip():
             yield line.strip()
-
-
-def _read(config: Path) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(config.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config={config}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"--config={config}: must be a YAML file of settings")
-    return content

@@ -82,6 +82,21 @@ def read_section(path: str, schema: type[Section]) -> Section:
         raise ConfigError(f"{path}: {_one_line(error, keys_of(schema))}") from error
 
 
+def read_settings(option: str, file: Path) -> Mapping[str, Any]:
+    """What a YAML file of settings holds.
+
+    Raises:
+        ConfigError: naming `option`, for a file that cannot be read or holds none.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{option}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{option}: must be a YAML file of settings")
+    return content
+
+
 def override_config(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> TeacherGRPOConfig:
     """The configuration that a run has `saved` (nothing: the default one), with `settings`, whose
     keys may be dotted. What has no value anywhere is "".

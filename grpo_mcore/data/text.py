@@ -3,11 +3,9 @@
 import re
 
 _FIELD = re.compile(r"\{(\w+)\}")
-_SOLUTION = re.compile(r"<solution>(.*?)</solution>", re.DOTALL)
-_BOXED = re.compile(r"\\boxed\s*\{")
+_BOXED_OR_BRACE = re.compile(r"(\\boxed\s*\{)|[{}]")
 _ANSWER_IS = re.compile(r"answer\s*(?:is|:)\s*:?\s*([^\n]+)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_TEACHING = re.compile(r"<teaching>(.*?)</teaching>", re.DOTALL)
 
 
 def fill(template: str, **fields: str) -> str:
@@ -23,8 +21,11 @@ def fields_of(template: str) -> set[str]:
 
 def extract_solution(text: str) -> str:
     """What stands between the last <solution> tags; "" without them."""
-    found = _SOLUTION.findall(text)
-    return found[-1].strip() if found else ""
+    for before in reversed(text.split("</solution>")[:-1]):
+        _, opening, inner = before.partition("<solution>")
+        if opening:
+            return inner.strip()
+    return ""
 
 
 def extract_solution_leniently(text: str) -> str:
@@ -42,21 +43,22 @@ def extract_solution_leniently(text: str) -> str:
 
 def last_boxed(text: str) -> str:
     r"""What the last whole \boxed{} holds, braces within it included; "" without one."""
-    found = ""
-    for opening in _BOXED.finditer(text):
-        depth = 1
-        for end in range(opening.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                found = text[opening.end() : end].strip()
-                break
+    open_braces: list[int | None] = []  # where a box's content begins; None of other braces
+    last, found = -1, ""
+    for brace in _BOXED_OR_BRACE.finditer(text):
+        if brace[0] != "}":
+            open_braces.append(brace.end() if brace[1] else None)
+            continue
+        start = open_braces.pop() if open_braces else None
+        if start is not None and start > last:
+            last, found = start, text[start : brace.start()].strip()
     return found
 
 
 def extract_teaching(text: str) -> str:
     """What stands between the first <teaching> tags; the whole text without them."""
-    found = _TEACHING.search(text)
-    return (found[1] if found else text).strip()
+    inner, closing, _ = text.partition("<teaching>")[2].partition("</teaching>")
+    return (inner if closing else text).strip()
 
 
 def is_correct(solution: str, ground_truth: str) -> float:

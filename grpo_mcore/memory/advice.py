@@ -17,6 +17,10 @@ Setting = tuple[str, object]
 Candidates = Callable[[TeacherGRPOConfig, Job], Iterator[Setting]]
 GPUS_OF_A_NODE = 8
 """The most that an engine is split over; its workers talk at every token."""
+TRAINED_AND_TAUGHT = ("teacher", "student")
+"""The roles that have layouts to choose; a judge's is its tensor parallel size."""
+LEAST_JUDGEMENT = 4096
+"""Tokens that a judge's prompt and verdict are left."""
 
 
 def excess(job: Job) -> float:
@@ -27,15 +31,14 @@ def excess(job: Job) -> float:
     sizes = [
         total(phase) / place.memory for place in job.places() for phase in place.phases.values()
     ]
-    if job.config.rollout.engine == "local":
-        sizes += [job.engine_needs(role) for role in job.layouts]
+    sizes += [job.engine_needs(role) for role in job.own_engines]
     return sum(max(0.0, size - 1) for size in sizes)
 
 
 def remedies(config: TeacherGRPOConfig, job: Job, make: Make) -> tuple[list[Setting], Job]:
     """The settings that make `job`, which `config` describes, fit, found one after the other, and
     the job they make, which may still not fit where nothing more helps."""
-    texts = {role: _text(layout) for role, layout in job.layouts.items()}
+    texts = {role: _text(job.layouts[role]) for role in TRAINED_AND_TAUGHT}
     config = replace(config, layout=LayoutConfig(job.placement, **texts))
     changed: dict[str, object] = {}
     while excess(job) > 0:
@@ -93,8 +96,9 @@ def with_setting(config: TeacherGRPOConfig, key: str, value: object) -> TeacherG
 def _splits(config: TeacherGRPOConfig, job: Job) -> Iterator[Setting]:
     """What holds less on each device, that first which costs least time."""
     layout, model, rollout = job.layouts["teacher"], config.teacher, config.rollout
-    if model.dtype == "float32":
-        yield "teacher.dtype", "bfloat16"
+    for role in TRAINED_AND_TAUGHT:
+        if getattr(config, role).dtype == "float32":
+            yield f"{role}.dtype", "bfloat16"
     if layout.data > 1 and not config.distributed_optimizer:
         yield "distributed_optimizer", True
     if layout.tensor > 1 and not model.sequence_parallel:
@@ -111,16 +115,19 @@ def _splits(config: TeacherGRPOConfig, job: Job) -> Iterator[Setting]:
         yield "per_device_train_batch_size", config.per_device_train_batch_size // 2
     if model.recompute != "full":
         yield "teacher.recompute", "full"
-    if layout.data % 2 == 0:
-        half = layout.data // 2
-        yield "layout.teacher", f"{2 * layout.tensor}x{layout.pipeline}x{half}"
-        yield "layout.teacher", f"{layout.tensor}x{2 * layout.pipeline}x{half}"
+    for role in TRAINED_AND_TAUGHT:
+        now = job.layouts[role]
+        if now.data % 2 == 0:
+            yield f"layout.{role}", f"{2 * now.tensor}x{now.pipeline}x{now.data // 2}"
+            yield f"layout.{role}", f"{now.tensor}x{2 * now.pipeline}x{now.data // 2}"
     if job.placement == "colocated":
         yield "layout", LayoutConfig()
-    for role in job.layouts:
+    for role in TRAINED_AND_TAUGHT:
         tensor = getattr(rollout, f"{role}_tensor_parallel")
         if tensor < GPUS_OF_A_NODE:
             yield f"rollout.{role}_tensor_parallel", 2 * tensor
+    if "judge" in job.own_engines and job.lengths["judge"] > LEAST_JUDGEMENT:
+        yield "judge.max_model_len", max(LEAST_JUDGEMENT, job.lengths["judge"] // 2)
 
 
 def _moves(config: TeacherGRPOConfig, job: Job) -> Iterator[Setting]:

@@ -51,8 +51,10 @@ class Job:
     """What a plan is made for.
 
     Attributes:
+        shapes: by role; of the judge too, if the run has one of its own.
         layouts, engines: by role, as checks choose them (`trainers.layouts`).
         lengths: of the longest sequence, by role, in tokens.
+        keeps_student: the student's own model stays on its ranks, for log-likelihoods.
     """
 
     config: TeacherGRPOConfig
@@ -62,10 +64,17 @@ class Job:
     engines: dict[str, int]
     lengths: dict[str, int]
     device: Device
+    keeps_student: bool = False
 
     def places(self) -> list[Place]:
         """All that hold something."""
         return self._on_gpus() if self.device.is_gpu else self._on_cpus()
+
+    @property
+    def own_engines(self) -> list[str]:
+        """Roles whose engines the run itself starts: the judge's always."""
+        is_local = self.config.rollout.engine == "local"
+        return [role for role in self.engines if is_local or role == "judge"]
 
     def sequences_cached(self, role: str) -> float:
         """How many of its longest sequences an engine of the role has room for at once."""
@@ -78,96 +87,116 @@ class Job:
         return least / (self.config.rollout.gpu_memory_utilization * self.device.memory)
 
     def _longest_cached(self, role: str) -> int:
-        model, shape = getattr(self.config, role), self.shapes[role]
-        return cache_of_sequence(shape, model.dtype, self._tensor(role), self.lengths[role])
+        shape, dtype = self.shapes[role], self._dtype(role)
+        return cache_of_sequence(shape, dtype, self._tensor(role), self.lengths[role])
+
+    def _dtype(self, role: str) -> str:
+        if role == "judge":  # vLLM's "auto" is of two bytes, for a model in float32 as well
+            return "float32" if self.config.judge.dtype == "float32" else "bfloat16"
+        return getattr(self.config, role).dtype
 
     def _tensor(self, role: str) -> int:
+        if role == "judge":
+            return self.config.judge.tensor_parallel
         return getattr(self.config.rollout, f"{role}_tensor_parallel")
 
     def _engine(self, role: str) -> Bytes:
         """Of one worker of an engine of the role. On a GPU vLLM fills the share that
         `gpu_memory_utilization` gives it."""
         rollout, shape = self.config.rollout, self.shapes[role]
-        dtype = getattr(self.config, role).dtype
-        on_cpu = not self.device.is_gpu
-        weights = engine_weights(shape, dtype, self._tensor(role), rollout.quantization, on_cpu)
+        quantization = None if role == "judge" else rollout.quantization
+        on_cpu, dtype = not self.device.is_gpu, self._dtype(role)
+        weights = engine_weights(shape, dtype, self._tensor(role), quantization, on_cpu)
         if on_cpu:
             return {"engine weights": weights, "KV cache": int(rollout.kv_cache_gib * GIB)}
         room = int(rollout.gpu_memory_utilization * self.device.memory) - weights
         return {"engine weights": weights, "KV cache": max(0, room)}
 
+    def _is_fused(self, model: ModelConfig) -> bool:
+        return self.device.is_gpu and model.layers != "local"
+
     def _teacher(self) -> dict[str, Bytes]:
         model = self.config.teacher
-        fused = self.device.is_gpu and model.layers != "local"
         return rank_phases(
             self.config,
             model,
             self.shapes["teacher"],
             self.layouts["teacher"],
             self.lengths["teacher"],
-            fused,
+            self._is_fused(model),
         )
 
-    def _student(self) -> Bytes:
-        """Of a rank that gives its weights to the student's engine, which it does once."""
+    def _student(self) -> tuple[Bytes, Bytes, Bytes]:
+        """Of a rank of the student, beside its engine: while it gives the engine its weights, which
+        it does once; what it keeps; and what a pass for log-likelihoods adds to that."""
         model, shape, layout = self.config.student, self.shapes["student"], self.layouts["student"]
-        own = max(held(shape, layout, stage).total for stage in range(layout.pipeline))
+        stages = range(layout.pipeline)
+        own = max(held(shape, layout, stage).total for stage in stages)
+        weights = {"weights": own * ELEMENT[model.dtype]}
         megabytes = self.config.rollout.bucket_megabytes
-        return {
-            "weights": own * ELEMENT[model.dtype],
-            "buckets": bucket_bytes(shape, model.dtype, megabytes),
-        }
+        begins = weights | {"buckets": bucket_bytes(shape, model.dtype, megabytes)}
+        if not self.keeps_student:
+            return begins, {}, {}
+        rows, length = micro_batch(self.config, self.lengths["student"])
+        passes = Passes(shape, model, layout, rows, length, self._is_fused(model))
+        return begins, weights, max((log_probs_phase(passes, s) for s in stages), key=total)
 
     def _on_cpus(self) -> list[Place]:
         sizes = {role: layout.size for role, layout in self.layouts.items()}
-        student, found = self._student(), []
-        teacher = self._teacher()
+        begins, kept, scoring = self._student()
+        teacher, asked = self._teacher(), joined([kept, scoring])
+        places: list[Place] = []
         if self.placement == "colocated":
-            teacher["init"] = max(teacher["init"], student, key=total)
+            teacher = {phase: joined([found, kept]) for phase, found in teacher.items()}
+            teacher["init"] = max(teacher["init"], begins, key=total)
+            teacher["generate"] = joined([teacher["generate"], scoring])
         else:
-            found.append(Place("student rank", sizes["student"], None, {"init": student}))
-        found.insert(0, Place("teacher rank", sizes["teacher"], None, teacher))
-        if self.config.rollout.engine == "local":
-            found += [
-                Place(f"{role} engine", self.engines[role], None, {"generate": self._engine(role)})
-                for role in self.layouts
-            ]
-        return found
+            phases = {"init": begins} | ({"generate": asked} if asked else {})
+            places.append(Place("student rank", sizes["student"], None, phases))
+        places.insert(0, Place("teacher rank", sizes["teacher"], None, teacher))
+        return places + [
+            Place(f"{role} engine", self.engines[role], None, {"generate": self._engine(role)})
+            for role in self.own_engines
+        ]
 
     def _on_gpus(self) -> list[Place]:
         config, is_colocated = self.config, self.placement == "colocated"
         is_local = config.rollout.engine == "local"
-        engines = {role: self._engine(role) if is_local else {} for role in self.layouts}
-        teacher, student = self._teacher(), self._student()
+        engines = {r: self._engine(r) if r in self.own_engines else {} for r in self.layouts}
+        teacher, (student, kept, scoring) = self._teacher(), self._student()
         processes = 1 + is_local * (1 + is_colocated)
         context = {"contexts": processes * CONTEXT}
         stays = is_colocated and config.disable_student_offloading
-        beside = joined([context, engines["student"] if stays else {}])
+        beside = joined([context, *([engines["student"], kept] if stays else [])])
         weights = {"engine weights": engines["teacher"].get("engine weights", 0)}
         away = {} if config.rollout.offload_policy else teacher["generate"]
         buckets = {"buckets": teacher["sync"]["buckets"]}
         phases = {
             # The engine, which has just started, is awake at its first sync.
             "init": joined([beside, engines["teacher"], teacher["init"], buckets]),
-            "generate": joined([beside, engines["teacher"], away]),
+            "generate": joined([beside, engines["teacher"], away, scoring if stays else {}]),
             "log-probs": joined([beside, teacher["log-probs"]]),
             "update": joined([beside, teacher["update"]]),
             "sync": joined([beside, weights, teacher["sync"]]),
         }
         begins = joined([context, engines["student"], student])
-        serves = joined([context, engines["student"]])
+        serves = joined([context, engines["student"], kept, scoring])
         memory, sizes = self.device.memory, {r: layout.size for r, layout in self.layouts.items()}
         if is_colocated:
             phases["init"] = max(phases["init"], begins, key=total)
             if not stays:
                 away = teacher["generate"]  # what leaves does so for the teacher's engine only
-                asked = joined([context, engines["student"], away])
+                asked = joined([serves, away])
                 phases["generate"] = max(phases["generate"], asked, key=total)
             return [Place("device", sizes["teacher"], memory, phases)]
-        return [
+        places = [
             Place("teacher device", sizes["teacher"], memory, phases),
             Place("student device", sizes["student"], memory, {"init": begins, "generate": serves}),
         ]
+        if "judge" in self.layouts:
+            judges = joined([{"contexts": 2 * CONTEXT}, engines["judge"]])
+            places.append(Place("judge device", sizes["judge"], memory, {"generate": judges}))
+        return places
 
 
 def rank_phases(

@@ -59,8 +59,9 @@ class Plan:
     def _header(self) -> str:
         job = self.job
         roles = ", ".join(
-            f"{role} {layout} (TPxPPxDP) with {count} engine{'s' if count > 1 else ''}"
-            for (role, layout), count in zip(job.layouts.items(), job.engines.values(), strict=True)
+            f"{role} {layout} (TPxPPxDP) with {job.engines[role]} "
+            f"engine{'s' if job.engines[role] > 1 else ''}"
+            for role, layout in job.layouts.items()
         )
         memory = f" of {job.device.memory / GIB:.0f} GiB" if job.device.memory else ""
         return f"estimate for {job.device.name}{memory}, {job.placement}: {roles}"
@@ -87,12 +88,11 @@ class Plan:
 
     def _notes(self) -> list[str]:
         job, notes = self.job, [""]
-        if job.config.rollout.engine == "local":
-            notes += [
-                f"an engine of the {role} has room for {job.sequences_cached(role):.1f} sequences "
-                f"of {job.lengths[role]} tokens at once"
-                for role in job.layouts
-            ]
+        notes += [
+            f"an engine of the {role} has room for {job.sequences_cached(role):.1f} sequences "
+            f"of {job.lengths[role]} tokens at once"
+            for role in job.own_engines
+        ]
         if job.device.memory is None:
             return [*notes, "processes share the host's memory, which is not compared"]
         if self.micro_batch is not None:

@@ -39,7 +39,8 @@ def write_report(directory: Path) -> Path:
         **_lessons(directory),
     )
     file = directory / "report.html"
-    file.write_text(page)
+    # A dataset's JSON can hold half a character, which no encoding has.
+    file.write_text(page, "utf-8", "xmlcharrefreplace")
     return file
 
 
@@ -94,6 +95,14 @@ def _row(name: str, value: object) -> str:
 
 
 def _text(value: object) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = _plain(value)
     cut = text[:MOST_CHARACTERS] + " […]" if len(text) > MOST_CHARACTERS else text
     return escape(cut)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {_plain(entry)}" for name, entry in value.items())
+    if isinstance(value, list):
+        return "\n\n".join(map(_plain, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,9 @@ PARSE_SECONDS, COMPARE_SECONDS = 10, 5
 """What one answer may take, as in TRL; then it counts as wrong. An answer such as 9^9^9^9 would
 take for ever."""
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
-_WORD = re.compile(r"[^\W\d_]{3}")
+_DOLLAR = re.compile(r"\\?\$")
+_WORD = re.compile(r"[^\W\d_]{3}|^[^\W\d_]{2}$")
+_LETTER = re.compile(r"[^\W\d_]")
 
 
 @reward(limits_itself=True)
@@ -55,25 +57,29 @@ def accuracy_reward(
 @lru_cache(maxsize=1 << 16)
 def is_same_mathematics(solution: str, ground_truth: str) -> bool:
     r"""Whether two texts are the same once read as LaTeX: 1/2, 0.5 and \frac{1}{2}, or 1,000 and
-    1000.0. A ground truth with a word in it is no mathematics: letters that multiply would make
-    "silent" of "listen". Time is limited as in `accuracy_reward`."""
-    if _WORD.search(_COMMAND.sub("", ground_truth)):
+    1000.0. A ground truth that is or has a word is no mathematics: letters that multiply would make
+    "silent" of "listen", and "no" of "on". A unit in the solution does not count, unless the ground
+    truth has letters too: 12 km is not 12 m. Time is limited as in `accuracy_reward`."""
+    without_commands = _COMMAND.sub("", ground_truth).strip()
+    if _WORD.search(without_commands):
         return False
-    plain = (re.sub(r"\\?\$", "", text) for text in (ground_truth, solution))
-    gold, answer = (_parse_latex(f"${text}$", without_anchor=True) for text in plain)
+    has_unit = bool(_LETTER.search(without_commands))
+    plain = (_DOLLAR.sub("", text).strip().rstrip(".") for text in (ground_truth, solution))
+    gold, answer = (_parse_latex(f"${text}$", True, not has_unit) for text in plain)
     return bool(gold and answer) and _is_same(gold, answer)
 
 
-def _parse_latex(text: str, without_anchor: bool = False) -> list:
+def _parse_latex(text: str, without_anchor: bool = False, drops_units: bool = True) -> list:
     """
     Args:
         without_anchor: not only what a box holds or "answer is" announces.
+        drops_units: "5 cm" is 5.
     """
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
     extraction = LatexExtractionConfig(
-        normalization_config=NormalizationConfig(units=True),
+        normalization_config=NormalizationConfig(units=drops_units),
         boxed_match_priority=0,
         try_extract_without_anchor=without_anchor,
     )

@@ -4,13 +4,19 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-_NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?(?![\w/])")
+from grpo_mcore.data.text import last_boxed
+
+_NUMBER = re.compile(
+    r"(?<![\w.])-?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?"
+    r"(?!\d|[.,/]\d|(?:st|nd|rd|th)\b)"
+)
+"""Not an ordinal; a unit may follow at once, as in 12km/h."""
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
-_STEP_NUMBER = re.compile(r"^\s*\(?\d+[.):](?=\s)|\bstep\s+\d+", re.IGNORECASE | re.MULTILINE)
+_STEP_NUMBER = re.compile(r"^[ \t]*\(?\d+[.):](?=\s)|\bstep\s+\d+", re.IGNORECASE | re.MULTILINE)
 _QUANTITY = re.compile(rf"[$€£]?\s*({_NUMBER.pattern})(?:\s*%|(?:\s+[^\W\d_]+){{0,2}})")
 _ANNOUNCED = re.compile(
-    r"(?:answer|solution|result)\s*(?:is|:|=)\s*(.+?)\s*(?=[.!?,;](?!\d)|\n|$)"
-    r"|\\boxed\s*\{(.+?)\}|<solution>(.+?)</solution>",
+    r"(?:answer|solution|result)\s*(?:is|:|=)\s*(.+?)(?=[.!?,;](?!\d)|\n|$)"
+    r"|\\boxed\s*\{([^{}]+)\}|<solution>([^<]+)</solution>",
     re.IGNORECASE | re.DOTALL,
 )
 _TOKEN = re.compile(r"\w+|[^\w\s.,;:!?\"'`*$]")
@@ -44,18 +50,18 @@ def leaks_answer(teaching: str, question: str, answer: str) -> bool:
     - holds the number it is, however written (1,000 is 1000.0, forty-two is 42, 1/2 is 0.5), or
       else its words in their order, and the question does not.
 
-    Not counted are numbers of steps ("1.", "step 2"), spelled numbers up to ten, and, unless
-    announced, answers such as yes, no and single letters, which any text has.
+    Not counted are numbers of steps ("1.", "step 2"), spelled numbers up to ten in the teaching,
+    and, unless announced, answers such as yes, no and single letters, which any text has.
     """
     number, words = _number_of(answer), _words(answer)
     if not words:
         return False
-    for found in _ANNOUNCED.finditer(teaching):
-        said = next(text for text in found.groups() if text)
+    announced = [found[found.lastindex] for found in _ANNOUNCED.finditer(teaching)]
+    for said in [*announced, last_boxed(teaching)]:
         if _words(said) == words or (number is not None and _number_of(said) == number):
             return True
     if number is not None:
-        return number in numbers_in(teaching) - numbers_in(question)
+        return number in numbers_in(teaching) - numbers_in(question, least_spelled=0)
     if len(words) == 1 and (len(words[0]) <= 2 or words[0] in PROSE_WORDS):
         return False
     return _holds(_words(teaching), words) and not _holds(_words(question), words)
@@ -70,9 +76,10 @@ def leak_penalty(
     return [-float(leaks_answer(*sample)) for sample in columns]
 
 
-def numbers_in(text: str) -> set[Fraction]:
-    """The values of all numbers in `text`, but for those of its steps. A division that leaves no
-    remainder is a calculation: its two numbers count, its value does not."""
+def numbers_in(text: str, least_spelled: int = PROSE_NUMBERS + 1) -> set[Fraction]:
+    """The values of all numbers in `text`, but for those of its steps and for spelled ones below
+    `least_spelled`. A division that leaves no remainder is a calculation: its two numbers count,
+    its value does not."""
     text = _FRACTION.sub(r" \1/\2 ", _STEP_NUMBER.sub(" ", text))
     values: set[Fraction] = set()
     for found in _NUMBER.finditer(text):
@@ -81,7 +88,7 @@ def numbers_in(text: str) -> set[Fraction]:
         parts = found[0].split("/") if is_calculation else [found[0]]
         values |= {number for part in parts if (number := _value(part)) is not None}
     spelled = {_value_of_words(found[0]) for found in _SPELLED.finditer(text)}
-    return values | {Fraction(value) for value in spelled if value > PROSE_NUMBERS}
+    return values | {Fraction(value) for value in spelled if value >= least_spelled}
 
 
 def _number_of(answer: str) -> Fraction | None:

@@ -223,12 +223,7 @@ def check_judge(judge: JudgeServerConfig, placement: str) -> None:
     key, path = f"judge.path={judge.path}", judge.path
     if path is None:
         return
-    if placement == "colocated" and device.is_cuda():
-        raise ConfigError(
-            f"{key}: needs GPUs of its own; set layout.placement=separate and start "
-            f"{judge.tensor_parallel} more processes, or name a server in "
-            "reward_system.small.base_url"
-        )
+    check_judge_placed(judge, placement, device.is_cuda())
     on_host = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if device.is_cuda() and judge.tensor_parallel > on_host:
         raise ConfigError(
@@ -239,6 +234,19 @@ def check_judge(judge: JudgeServerConfig, placement: str) -> None:
         raise ConfigError(f"{key}: is no directory with a model's config.json")
     if not load_tokenizer("judge.path", path).inner.chat_template:
         raise ConfigError(f"{key}: its tokenizer has no chat template, which a judge needs")
+
+
+def check_judge_placed(judge: JudgeServerConfig, placement: str, on_gpus: bool) -> None:
+    """
+    Raises:
+        ConfigError: for one that would share its GPU with colocated roles.
+    """
+    if judge.path and placement == "colocated" and on_gpus:
+        raise ConfigError(
+            f"judge.path={judge.path}: needs GPUs of its own; set layout.placement=separate and "
+            f"start {judge.tensor_parallel} more processes, or name a server in "
+            "reward_system.small.base_url"
+        )
 
 
 def load_tokenizer(key: str, path: str, tokenizer: Any = None) -> Tokenizer:

@@ -25,7 +25,7 @@ def test_every_option_composes(group, option, experiment):
 
 def test_the_groups():
     assert {group for group, _ in OPTIONS} >= {
-        "model", "data", "trainer", "reward", "layout", "hardware",
+        "model", "data", "trainer", "reward", "reward_system", "layout", "hardware",
     }  # fmt: skip
 
 

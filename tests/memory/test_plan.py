@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from grpo_mcore import cli
+from grpo_mcore.config import ConfigError
+from grpo_mcore.config.record import write_config
 from grpo_mcore.memory.advice import excess
 from grpo_mcore.memory.devices import GIB, find_device
 from grpo_mcore.memory.show import Plan
@@ -112,6 +114,83 @@ def test_what_does_not_fit_is_told_what_helps(planned, overrides, helps):
     assert again.fits
 
 
+REWARDS = sorted(file.stem for file in (CONFIGS / "reward").glob("*.yaml"))
+JUDGED = ["reward=rim", "judge.path=models/Qwen2.5-1.5B-Instruct"]
+
+
+@pytest.mark.parametrize(
+    "experiment, processes", [("gsm8k_qwen2.5", 9), ("gsm8k_llama3.1_70b", 65)]
+)
+@pytest.mark.parametrize("reward", REWARDS)
+def test_every_reward_of_the_recipes(planned, experiment, processes, reward):
+    judge = JUDGED[1:] if reward == "rim" else []
+    plan = planned(experiment, f"reward={reward}", *judge, processes=processes - (not judge))
+    assert plan.fits and ("judge device" in {p.name for p in plan.job.places()}) == bool(judge)
+
+
+def test_the_runs_own_judge(planned):
+    plan = planned("gsm8k_qwen2.5", *JUDGED, processes=9)
+    judge = place(plan, "judge device")["generate"]
+    # 1.5 billion parameters in two bytes, and as vLLM does, all of its share of the device.
+    assert judge["engine weights"] == pytest.approx(1.544e9 * 2, rel=0.001)
+    assert judge["engine weights"] + judge["KV cache"] == pytest.approx(0.3 * 79 * GIB)
+    assert "judge has room for 23.8 sequences of 32768 tokens" in plan.as_text()
+    assert plan.job.layouts["student"].size == 4
+    two = planned("gsm8k_qwen2.5", *JUDGED, "judge.tensor_parallel=2", processes=10)
+    assert [p.count for p in two.job.places() if p.name == "judge device"] == [2]
+    assert place(two, "judge device")["generate"]["engine weights"] < 0.6 * judge["engine weights"]
+
+
+def test_a_judge_whose_context_does_not_fit_is_told_a_shorter_one(planned):
+    plan = planned(
+        "gsm8k_qwen2.5", "reward=rim", "judge.path=models/Llama-3.1-8B-Instruct", processes=9,
+        memory="60",
+    )  # fmt: skip
+    assert "judge.max_model_len" in dict(plan.remedies)
+
+
+def test_a_judge_beside_colocated_roles(planned):
+    with pytest.raises(ConfigError, match=r"judge.path=.*: needs GPUs of its own"):
+        planned("gsm8k_qwen2.5", "layout=colocated", *JUDGED)
+    judged = planned("gsm8k_qwen2.5", "layout=colocated", *JUDGED, memory="cpu", processes=1)
+    engines = [p.name for p in judged.job.places() if "engine" in p.name]
+    assert engines == ["teacher engine", "student engine", "judge engine"]
+
+
+def test_rewards_without_their_judge(planned):
+    with pytest.raises(ConfigError, match=r"reward_system.small.base_url=None: give the URL"):
+        planned("gsm8k_qwen2.5", "reward=rim")
+
+
+def test_the_students_own_model_is_kept_for_log_likelihoods(planned):
+    plain, kept = (
+        place(planned("gsm8k_qwen2.5", f"reward={reward}"), "student device")["generate"]
+        for reward in ("adaptive", "adaptive_likelihood")
+    )
+    assert kept["weights"] == pytest.approx(1.544e9 * 2, rel=0.001) and "weights" not in plain
+    # Logits of 4 sequences of 1536 tokens in bfloat16, and as much again or three float32 chunks.
+    logits = 4 * 1536 * 151936 * 2
+    assert kept["logits"] == pytest.approx(logits + 3 * 2048 * 151936 * 4, rel=0.01)
+    assert kept["KV cache"] == plain["KV cache"]
+
+
+@pytest.mark.parametrize("memory, name", [("h100_80gb", "device"), ("cpu", "teacher rank")])
+def test_a_colocated_student_that_is_kept(planned, memory, name):
+    """It leaves a GPU while the teacher trains, unless told to stay; on a CPU it stays."""
+    likely = ["layout=colocated", "reward=adaptive_likelihood"]
+    plain, kept, stays = (
+        place(planned("gsm8k_qwen2.5", *options, processes=8, memory=memory), name)
+        for options in (likely[:1], likely, [*likely, "disable_student_offloading=true"])
+    )
+    student = 1.544e9 * 2
+    assert kept["generate"]["weights"] - plain["generate"]["weights"] == pytest.approx(
+        student, 0.001
+    )
+    leaves = memory != "cpu"
+    assert (kept["update"]["weights"] == plain["update"]["weights"]) == leaves
+    assert stays["update"]["weights"] - plain["update"]["weights"] == pytest.approx(student, 0.001)
+
+
 def test_too_few_devices_are_too_few(planned):
     plan = planned(
         "gsm8k_llama3.1_70b",
@@ -166,6 +245,23 @@ def test_the_demo_on_a_cpu(tmp_path, tiny_models, monkeypatch, capsys):
             assert f"{sum(items.values()) / GIB:.2f}" in shown, (place["name"], phase)
 
 
+def test_a_file_of_settings(planned, tmp_path):
+    """Such as the config.yaml of a run: every setting, or only those that are not the defaults."""
+    recipe = planned("gsm8k_qwen2.5", "beta=0")
+    write_config(tmp_path, recipe.job.config)
+    file = str(tmp_path / "config.yaml")
+    assert planned(file).job.places() == recipe.job.places()
+    (tmp_path / "some.yaml").write_text("betta: 1\n")
+    with pytest.raises(ConfigError, match="betta: unknown configuration key"):
+        compose(str(tmp_path / "some.yaml"), [])
+    (tmp_path / "some.yaml").write_text("teacher: {dtype: bfloat16}\nmax_steps: 5\n")
+    found = compose(str(tmp_path / "some.yaml"), ["student.path=there", "beta=0.5"])
+    assert (found.teacher.dtype, found.student.path, found.beta) == ("bfloat16", "there", 0.5)
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match=r"config=.*list.yaml: must be a YAML file of settings"):
+        compose(str(tmp_path / "list.yaml"), [])
+
+
 def test_a_file_of_an_experiment(tmp_path):
     shutil.copytree(CONFIGS, tmp_path / "configs")
     file = tmp_path / "configs/experiment/mine.yaml"
@@ -178,7 +274,7 @@ def test_a_file_of_an_experiment(tmp_path):
     "arguments, message",
     [
         (["nope"], "experiment=nope: choose one of custom"),
-        (["nope.yaml"], "config=nope.yaml: give an experiment's name, or the path"),
+        (["nope.yaml"], "config=nope.yaml: [Errno 2] No such file"),
         (["gsm8k_qwen2.5", "--processes", "0"], "--processes=0: must be at least 1"),
         (
             ["gsm8k_qwen2.5", "teacher.dtype=int3", "--device-memory", "80"],

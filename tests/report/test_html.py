@@ -1,6 +1,9 @@
 """The report of a run: one file that shows everything and runs nothing of what models wrote."""
 
 import json
+import re
+import shutil
+import subprocess
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -96,6 +99,81 @@ def test_nothing_is_fetched_and_nothing_of_the_models_runs(tmp_path):
     ]
     assert all(name != "src" for name, _ in links)
     assert "b" not in [tag for tag, _ in page.elements]
+
+
+def test_texts_in_texts_are_shown_as_they_are(tmp_path):
+    more = {"baselines": ["first\nline", "second"], "rewards": {"adaptive": 1.25, "rim": None}}
+    text = write_report(write_run(tmp_path, [lesson(1, **more)])).read_text()
+    assert "<th>baselines</th><td>first\nline\n\nsecond</td>" in text
+    assert "<th>rewards</th><td>adaptive: 1.25\nrim: None</td>" in text
+
+
+def test_half_a_character_does_not_stop_the_report(tmp_path):
+    file = write_report(
+        write_run(tmp_path, [lesson(1, question="half \ud83d", answer="ganz \u00e4")])
+    )
+    assert "half &#55357;" in file.read_text("utf-8") and "ganz \u00e4" in file.read_text("utf-8")
+
+
+class Rows(Page):
+    """The lessons as a browser hands them to the script."""
+
+    def __init__(self, file: Path):
+        self.rows = []
+        super().__init__(file)
+
+    def handle_starttag(self, tag, attributes):
+        super().handle_starttag(tag, attributes)
+        if tag == "tr" and "data-step" in (marks := dict(attributes)):
+            dataset = {"step": marks["data-step"], "outcome": marks["data-outcome"]}
+            self.rows.append({"dataset": dataset, "textContent": "", "hidden": False})
+
+    def handle_data(self, data):
+        if self.rows and self.lasttag != "script":
+            self.rows[-1]["textContent"] += data
+
+
+BROWSER = """
+const lessons = %s, fields = {}, listeners = {};
+for (const id of ["text", "outcome", "first", "last", "shown"]) fields[id] = {value: ""};
+globalThis.document = {
+  getElementById: id => fields[id], querySelectorAll: () => lessons,
+  forms: [{addEventListener: (event, listener) => listeners[event] = listener}],
+};
+%s
+const answers = %s.map(typed => {
+  for (const id in fields) fields[id].value = typed[id] ?? "";
+  listeners.input();
+  const left = lessons.filter(row => !row.hidden);
+  return [left.map(row => +row.dataset.step), fields.shown.textContent];
+});
+console.log(JSON.stringify(answers));
+"""
+SEARCHES = {
+    '{"text": ""}': [10, 2, 1],
+    '{"text": "<B> & STRA\u00dfe"}': [2],
+    '{"text": "in the plan"}': [10],
+    '{"outcome": "degraded"}': [2],
+    '{"outcome": "improved", "first": "2"}': [10],
+    '{"last": "2"}': [2, 1],
+    '{"first": "2", "last": "9"}': [2],
+    '{"text": "nowhere"}': [],
+}
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="runs the page's script in node")
+def test_the_search(tmp_path):
+    lessons = [
+        lesson(1),
+        lesson(2, outcome="degraded", question="<b> & Stra\u00dfe"),
+        lesson(10, plan="found in the plan"),
+    ]
+    file = write_report(write_run(tmp_path, lessons))
+    (script,) = re.findall(r"<script>(.*?)</script>", file.read_text(), re.DOTALL)
+    program = BROWSER % (json.dumps(Rows(file).rows), script, f"[{', '.join(SEARCHES)}]")
+    done = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True)
+    shown = [(steps, f"{len(steps)} shown") for steps in SEARCHES.values()]
+    assert list(map(tuple, json.loads(done.stdout))) == shown
 
 
 def test_a_long_run_shows_its_newest_lessons_and_says_so(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import pytest
 
 from grpo_mcore.config import ConfigError
+from grpo_mcore.data.text import extract_solution_leniently, extract_teaching
 from grpo_mcore.rewards import Grader
 
 
@@ -41,12 +42,25 @@ def test_solutions_are_read_strictly_or_leniently(text, strict, lenient):
         ("the answer is 42", "42", 0, 0),
         ("listen", "silent", 0, 0),
         ("", "42", 0, 0),
+        ("42.", "42", 0, 1),
+        ("5 cm", "5", 0, 1),
+        ("12 km", "12 m", 0, 0),
+        ("3:30 am", "3:30 pm", 0, 0),
+        ("no", "on", 0, 0),
+        ("2yx", "2xy", 0, 1),
         ("\\frac{", "42", 0, 0),
     ],
 )
 def test_answers_are_compared_as_text_or_as_mathematics(solution, truth, as_text, as_math):
     assert Grader().is_correct(solution, truth) == as_text
     assert Grader(answer_match="math").is_correct(solution, truth) == as_math
+
+
+@pytest.mark.parametrize("tag", ["<solution>", "\\boxed{", "<teaching>"])
+def test_tags_without_end_are_read_at_once(tag):
+    """Each as if it could be the last would take minutes."""
+    text = tag * 20_000
+    assert (extract_solution_leniently(text), extract_teaching(text)) == ("", text)
 
 
 @pytest.mark.parametrize("setting", ["extraction", "answer_match"])

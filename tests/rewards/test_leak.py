@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from grpo_mcore.rewards import leak_penalty, leaks_answer
 from grpo_mcore.rewards.leak import PROSE_NUMBERS
+from tools.leak_rates import rates
 
 PROSE = "Try it again, and check the {} of your work"
 numbers = st.integers(PROSE_NUMBERS + 1, 10**6)
@@ -19,6 +20,10 @@ numbers = st.integers(PROSE_NUMBERS + 1, 10**6)
         ("one hundred and five of them", "?", "105"),
         ("two thousand and thirty one", "?", "2031"),
         ("it comes to 42", "?", "forty two"),
+        ("16-4 = 12m", "?", "12"),
+        ("so 2km/hr, or $4/student", "?", "2"),
+        ("so 2km/hr, or $4/student", "?", "4"),
+        ("that is $.25 more", "?", "0.25"),
         ("half of it: 0.5", "?", r"\frac{1}{2}"),
         (r"so \frac{3}{4} is left", "?", "0.75"),
         ("you get 7.", "tom has 3 apples", "7 apples"),
@@ -30,6 +35,7 @@ numbers = st.integers(PROSE_NUMBERS + 1, 10**6)
         ("Answer: yes", "is it?", "yes"),
         ("<solution>a</solution>", "a or b?", "a"),
         ("the answer is Paris", "Paris or Rome?", "Paris"),
+        (r"so \boxed{\frac{1}{2}}", "1/2 or 1/3?", "0.5"),
     ],
 )
 def test_leaks(teaching, question, answer):
@@ -47,6 +53,9 @@ def test_leaks(teaching, question, answer):
         ("there are two ways, five and six", "?", "11"),
         ("it is 420, or 1.42, or 42nd", "?", "42"),
         ("subtract 3", "?", "-3"),
+        ("add 5 and 7", "tom has five apples", "5"),
+        ("it goes at 20 mph", "a 20mph wind", "20"),
+        ("the price is 1,200 or 3.5", "?", "1"),
         ("yes, you can, and that is not true", "is it?", "no"),
         ("a good plan", "a or b?", "a"),
         ("weigh Paris against Rome", "Paris or Rome?", "Paris"),
@@ -88,6 +97,28 @@ def test_short_answers_are_found_in_no_prose(prose, answer):
 @given(st.text(), st.text(), st.text())
 def test_any_text_can_be_asked_about(teaching, question, answer):
     assert leaks_answer(teaching, question, answer) in (True, False)
+
+
+@pytest.mark.parametrize("part", ["the answer is x", "<solution>", "\\boxed{", "\n"])
+def test_hostile_texts_are_read_at_once(part):
+    """Each as if the answer could begin anywhere would take minutes."""
+    assert not leaks_answer(part * 20_000 + " " * 50_000 + "y", "?", "42")
+
+
+def test_rates_of_worked_answers():
+    rows = [
+        {"question": "Tom has 3 cards and buys 4. How many?",
+         "answer": "He has 3+4=<<3+4=7>>7.\n#### 7"},
+        {"question": "Ann has 20 pens, twice as many as Bo. How many?",
+         "answer": "Halve 20.\nBo has 20/2 = 10.\nBoth have 20+10 = 30 pens.\n#### 30"},
+        {"question": "Of 10 birds 5 fly off. How many stay?", "answer": "10 - 5 = 5 stay.\n#### 5"},
+    ]  # fmt: skip
+    assert rates(rows) == {
+        "whole, answer not in question": (2, 2),
+        "whole, answer in question": (0, 1),
+        "lines before the answer": (0, 1),
+        "of another question": (0, 3),
+    }
 
 
 def test_the_penalty_is_a_reward_of_its_own():
