@@ -1,16 +1,12 @@
 """Whether every question fits the models' contexts, whatever the models write."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.data.questions import Question, reference_answer
 from grpo_mcore.data.text import fill
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.models.shape import ModelShape
-
-if TYPE_CHECKING:
-    from grpo_mcore.trainers.preflight import Job
 
 JOINTS = 2
 """Tokens more than those of its parts a filled template may have: they may split otherwise."""
@@ -82,14 +78,16 @@ def _sequence_lengths(
     }
 
 
-def check_references(config: TeacherGRPOConfig, job: "Job", questions: list[Question]) -> None:
+def check_references(
+    config: TeacherGRPOConfig, questions: list[Question], shape: ModelShape, tokenizer: Tokenizer
+) -> None:
     """Checks that the student has room for each right answer after the longer of the prompts, alone
     and taught, with its question.
 
     Raises:
         ConfigError: for the first question whose answer is too long.
     """
-    tokenizer, room = job.tokenizers["student"], job.shapes["student"].positions
+    room = shape.positions
     templates = config.templates
     for question in questions:
         alone = fill(templates.baseline, question=question.text)

@@ -224,8 +224,8 @@ def check_judge(judge: JudgeServerConfig, placement: str) -> None:
     if path is None:
         return
     check_judge_placed(judge, placement, device.is_cuda())
-    on_host = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if device.is_cuda() and judge.tensor_parallel > on_host:
+    on_host = os.environ.get("LOCAL_WORLD_SIZE")  # the launcher's process has none
+    if device.is_cuda() and on_host and judge.tensor_parallel > int(on_host):
         raise ConfigError(
             f"judge.tensor_parallel={judge.tensor_parallel}: the judge runs on one host, which has "
             f"{on_host} of the job's processes"

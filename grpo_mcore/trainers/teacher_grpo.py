@@ -217,12 +217,16 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
             if isinstance(source, AdaptiveTeachingReward) and source.tokenizer is None:
                 source.tokenizer = self.job.tokenizer.inner
         if self.measures_likelihood:
-            check_references(self.args, self.job, self.job.train + self.job.eval)
+            self._check_references(self.job.train + self.job.eval)
 
     @property
     def measures_likelihood(self) -> bool:
         """Whether a reward wants to know how likely the student finds the right answers."""
         return any(spec.asks_for(LIKELIHOOD_GAINS) for spec in self.rewards)
+
+    def _check_references(self, questions: list[Question]) -> None:
+        shape, tokenizer = self.job.shapes["student"], self.job.tokenizers["student"]
+        check_references(self.args, questions, shape, tokenizer)
 
     def _world(self) -> tuple[dict[str, Layout], str, float]:
         return self.job.layouts, self.job.placement, self.args.rollout.deadline_seconds
@@ -261,7 +265,7 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         """
         questions = read_questions(self.args, self.job, dataset)
         if self.measures_likelihood:
-            check_references(self.args, self.job, questions)
+            self._check_references(questions)
         return questions
 
 
