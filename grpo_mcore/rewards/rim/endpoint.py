@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from openai import APIConnectionError, AsyncOpenAI, InternalServerError, OpenAIError
 from pydantic import BaseModel, ConfigDict, Field
 
 from grpo_mcore.config.reward_system import JudgeModelConfig
 from grpo_mcore.errors import ConfigError, one_line
+
+if TYPE_CHECKING:  # it takes a second to import, which only runs with judges shall wait
+    from openai import AsyncOpenAI
 
 CACHE_SECONDS = 60.0
 """The longest wait for another process that writes to the cache."""
@@ -142,7 +144,7 @@ class JudgeModel:
         self,
         name: str | None,
         model: JudgeModelConfig,
-        client: AsyncOpenAI,
+        client: "AsyncOpenAI",
         seconds: float,
         gate: asyncio.Semaphore,
         patience: int,
@@ -167,6 +169,8 @@ class JudgeModel:
         Raises:
             JudgeError: when no verdict comes in time, or what comes is none.
         """
+        from openai import OpenAIError
+
         try:
             request = {
                 "model": await self._name(),
@@ -206,6 +210,8 @@ class JudgeModel:
 
     async def _answer(self, request: Callable[[], Awaitable]):
         """What the endpoint answers."""
+        from openai import APIConnectionError, InternalServerError
+
         async with self.gate:
             if self.unanswered >= self.patience:
                 raise TimeoutError(f"not asked: {self.unanswered} requests in a row had no answer")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from tqdm import tqdm
 
 from grpo_mcore.config.compose import read_section
@@ -209,6 +208,8 @@ class RIMReward:
         return self.opened[self.own_judge]
 
     def _open_models(self) -> tuple[JudgeModel, JudgeModel]:
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient  # takes a second
+
         config = self.config
         if self.needs_own_judge and self.own_judge is None:
             raise ConfigError(
