@@ -93,7 +93,7 @@ def run_case(name: str, config, shared: dict, output: Path) -> None:
     with join(job.layouts, job.placement, 240) as world:
         pools = {n: pool_for(role, config, job, shared) for n, role in world.roles.items()}
         student = ready_student(world.roles["student"], pools["student"], config, job)
-        loop = TeacherSession(trainer, world, pools["teacher"], ANEW, student)
+        loop = TeacherSession(trainer, world, pools["teacher"], ANEW, student, None)
         metrics = loop.train_step(0)
         shape = job.shapes["teacher"]
         streams = stream_tensors(

@@ -13,7 +13,7 @@ EXPERTS = ["layout.teacher=1x1x2", "layout.student=1x1x2", "teacher.expert_paral
 @pytest.mark.parametrize(
     "model, processes, overrides",
     [
-        ("mixtral", 2, EXPERTS),
+        pytest.param("mixtral", 2, EXPERTS, marks=pytest.mark.slow),
         pytest.param("qwen2", 1, ["merged"], marks=pytest.mark.slow),
         ("qwen2", 1, ["adapters"]),
         pytest.param("mistral", 1, [], marks=pytest.mark.slow),

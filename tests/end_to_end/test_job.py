@@ -318,7 +318,8 @@ TeacherGRPOTrainer(compose_config(Path(configs), "demo", overrides)).train()
 """
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_both_trainers_run_one_after_the_other_in_one_script(job, tmp_path, processes):
     """Without `if __name__ == "__main__"`, under plain Python and under torchrun, to the end."""
     sft = tmp_path / "sft.jsonl"

@@ -255,7 +255,15 @@ def test_an_endpoint_that_lists_no_models_is_asked_for_them_once_by_all_that_wai
     assert reward(["q"], ["t"]) == [pytest.approx(0.5)] and fake.listings == 3
 
 
-def test_an_interrupted_call_asks_nothing_more(fake):
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Jobs that a shell starts in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_call_asks_nothing_more(fake, interruptible):
     fake.seconds = 0.1
 
     def reply(_: dict) -> dict:
