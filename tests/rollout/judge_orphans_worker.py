@@ -3,6 +3,7 @@
 python judge_orphans_worker.py MODEL OUTPUT success|error|kill
 """
 
+import signal
 import sys
 import time
 from contextlib import closing
@@ -15,6 +16,8 @@ from grpo_mcore.rollout.judge_server import JudgeServer
 
 
 def main() -> None:
+    # Jobs that a shell starts in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     model, output, end = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     judge = JudgeServerConfig(model, tensor_parallel=2)
     rollout = RolloutConfig(kv_cache_gib=0.05, start_seconds=300, max_engine_restarts=0)
