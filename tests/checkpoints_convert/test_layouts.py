@@ -24,6 +24,7 @@ def saved(tiny_models, converted, tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", FAMILY_MODELS)
 def test_every_layout_comes_back(tiny_models, saved, tmp_path, model):
     copy_companions(tiny_models / model, saved / model / COMPANIONS)

@@ -149,6 +149,7 @@ def test_check_names_what_did_not_come_back(tiny_models, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_command_line(tiny_models, tmp_path):
     module = [sys.executable, "-m", "checkpoints_convert.hf_to_megatron"]
     command = [*module, "--hf", tiny_models / "qwen3", "--output", tmp_path / "megatron"]

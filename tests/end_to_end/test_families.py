@@ -10,14 +10,15 @@ WORKER = Path(__file__).with_name("families_worker.py")
 EXPERTS = ["layout.teacher=1x1x2", "layout.student=1x1x2", "teacher.expert_parallel=2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, processes, overrides",
     [
-        pytest.param("mixtral", 2, EXPERTS, marks=pytest.mark.slow),
-        pytest.param("qwen2", 1, ["merged"], marks=pytest.mark.slow),
+        ("mixtral", 2, EXPERTS),
+        ("qwen2", 1, ["merged"]),
         ("qwen2", 1, ["adapters"]),
-        pytest.param("mistral", 1, [], marks=pytest.mark.slow),
-        pytest.param("qwen3_moe_mixed", 1, [], marks=pytest.mark.slow),
+        ("mistral", 1, []),
+        ("qwen3_moe_mixed", 1, []),
     ],
 )
 def test_engine_agrees_after_a_sync(job, tiny_models, tmp_path, model, processes, overrides):

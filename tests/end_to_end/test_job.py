@@ -201,6 +201,7 @@ def test_an_earlier_run_is_not_written_over(finished, job):
     assert (directory / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_nodes(job, tmp_path):
     """The script started on each: the teacher's process on one, the student's on the other. With
     weights in bfloat16."""
@@ -274,9 +275,8 @@ REWARDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "reward", ["raises", *(pytest.param(r, marks=pytest.mark.slow) for r in [*REWARDS][1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("reward", REWARDS)
 def test_a_bad_reward_function_stops_the_run_with_its_name_and_step(job, tmp_path, reward):
     """From a script, under torchrun: both ranks of the teacher and the student's end."""
     script = tmp_path / "script.py"
