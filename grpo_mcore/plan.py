@@ -29,7 +29,7 @@ from grpo_mcore.trainers.layouts import choose_layouts, count_engines
 from grpo_mcore.trainers.named_rewards import rewards_of
 from grpo_mcore.trainers.preflight import check_judge_placed
 from grpo_mcore.trainers.settings import check_settings, check_training
-from grpo_mcore.trainers.teacher_grpo import LIKELIHOOD_GAINS
+from grpo_mcore.trainers.teacher_session import measures_likelihood
 
 CONFIGS = Path(__file__).resolve().parents[1] / "examples/configs"
 
@@ -98,7 +98,7 @@ def make_plan(
     check_judge_used(rewards, config.judge.path)
     roles = ("teacher", "student", *(["judge"] if config.judge.path else []))
     shapes = {role: read_shape(f"{role}.path", getattr(config, role).path) for role in roles}
-    keeps_student = any(spec.asks_for(LIKELIHOOD_GAINS) for spec in as_reward_specs(rewards))
+    keeps_student = measures_likelihood(as_reward_specs(rewards))
     world_size = processes or _world_size(config)
 
     def make(settings: TeacherGRPOConfig) -> Job:

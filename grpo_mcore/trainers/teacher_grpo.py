@@ -37,10 +37,10 @@ from grpo_mcore.trainers.settings import check_settings
 from grpo_mcore.trainers.teacher_engines import ready_student, start_role_engines
 from grpo_mcore.trainers.teacher_session import (
     LESSON_COLUMNS,
-    LIKELIHOOD_GAINS,
     USES_REFERENCE,
     StudentAttendance,
     TeacherSession,
+    measures_likelihood,
 )
 
 
@@ -221,8 +221,7 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
 
     @property
     def measures_likelihood(self) -> bool:
-        """Whether a reward wants to know how likely the student finds the right answers."""
-        return any(spec.asks_for(LIKELIHOOD_GAINS) for spec in self.rewards)
+        return measures_likelihood(self.rewards)
 
     def _check_references(self, questions: list[Question]) -> None:
         shape, tokenizer = self.job.shapes["student"], self.job.tokenizers["student"]

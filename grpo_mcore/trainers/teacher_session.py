@@ -14,7 +14,7 @@ from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.data.questions import Question
 from grpo_mcore.parallel.world import World
 from grpo_mcore.report.html import write_report
-from grpo_mcore.rewards import Scores
+from grpo_mcore.rewards import RewardSpec, Scores
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.samples import Rollouts, Sample
@@ -63,6 +63,11 @@ LESSON_COLUMNS: dict[str, Callable[[Lesson], object]] = {
 USES_REFERENCE = (
     "use_reference_teacher_model=True: the model that samples is not the one that is trained"
 )
+
+
+def measures_likelihood(specs: Sequence[RewardSpec]) -> bool:
+    """Whether a reward wants to know how likely the student finds the right answers."""
+    return any(spec.asks_for(LIKELIHOOD_GAINS) for spec in specs)
 
 
 class StudentAttendance(Attendance):
