@@ -247,14 +247,18 @@ def work(job: dict) -> None:
 def phases(sync_module):
     """Seconds that the trainer spends in the parts of the syncs within."""
     spent = {"gather": 0.0, "checksum": 0.0, "wait": 0.0}
+    inside = []
 
     def timed(name, function):
         def run(*arguments):
             start = time.perf_counter()
+            inside.append(name)
             try:
                 return function(*arguments)
             finally:
-                spent[name] += time.perf_counter() - start
+                inside.pop()
+                if not inside:  # ranks that gather wait for each other; that is gathering
+                    spent[name] += time.perf_counter() - start
 
         return run
 

@@ -1,6 +1,6 @@
 """Writes a sharded model into whole Hugging Face tensors, bucket by bucket."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 import torch.distributed as dist
@@ -29,7 +29,7 @@ def stream_tensors(
             values, with its adapters merged in.
     """
     gather = Gather(chunks, shape, plan, role, pick)
-    everyone = set(range(role.layout.size))
+    everyone = [(rank,) for rank in range(role.layout.size)]
     for bucket in plan.buckets:
         tensors = {
             name: torch.empty(size, dtype=gather.dtype, device=gather.device)
@@ -65,50 +65,71 @@ class Gather:
         """Elements that ranks exchange at once, which is all that the gather holds."""
 
     @torch.no_grad()
-    def write(self, bucket: Bucket, tensors: dict[str, Tensor], writers: set[int]) -> None:
+    def write(
+        self, bucket: Bucket, tensors: dict[str, Tensor], writers: Collection[Collection[int]]
+    ) -> None:
         """Fills `tensors`, all of `bucket`, on the ranks `writers`. Called by all ranks of the
         role; those that no writer of their team needs return at once.
 
         Where a writer is of another pipeline stage than the bucket, that stage broadcasts its
         shards over the pipeline. Then tensor parallel ranks (with experts: and expert parallel
-        ones) gather each other's, piece by piece. A rank that holds all there is copies it straight
-        to its place.
+        ones) gather each other's, piece by piece; those that share their `tensors` write their own
+        only, and return when all have.
+
+        Args:
+            writers: by memory that is written, who writes: one rank, or all of a tensor parallel
+                group (with experts: and expert parallel), whose `tensors` are the same memory.
         """
         role = self.role
         team = next(team for team in self.plan.teams(bucket) if role.rank in team)
-        relayed = any(role.layout.stage(r) != bucket.stage for r in writers.intersection(team))
+        writing = set().union(*writers).intersection(team)
+        relayed = any(role.layout.stage(r) != bucket.stage for r in writing)
         holds = role.pipeline_rank == bucket.stage
-        if writers.isdisjoint(team) or not (holds or relayed):
+        if not writing or not (holds or relayed):
             return
         group = role.groups.tp if bucket.experts == 1 else role.groups.tp_ep
-        if group.size() == 1 and not relayed:
+        peers = dist.get_process_group_ranks(group)
+        share = any(set(peers) <= set(ranks) for ranks in writers)
+        if share and not relayed:
             for entry in bucket.entries:
-                self._place(entry, 0, 0, self._shard(bucket, entry), tensors)
-            return
-        is_needed = not writers.isdisjoint(dist.get_process_group_ranks(group))
-        pp, held = role.groups.pp, {}
-        for piece in _pieces(bucket.entries, self.piece // group.size()):
-            sizes = [(last - first) * entry.row_numel for entry, first, last in piece]
-            if holds:
+                self._place(entry, group.rank(), 0, self._shard(bucket, entry), tensors)
+        else:
+            for piece, flat in self._pieces(bucket, self.piece // group.size(), relayed):
+                if writing.isdisjoint(peers):
+                    continue
+                parts = {group.rank(): flat}
+                if not share:
+                    gathered = flat.new_empty(group.size() * len(flat))
+                    dist.all_gather_into_tensor(gathered, flat, group=group)
+                    parts = dict(enumerate(gathered.chunk(group.size())))
+                if role.rank not in writing:
+                    continue
+                sizes = [(last - first) * entry.row_numel for entry, first, last in piece]
+                for source, part in parts.items():
+                    for (entry, first, _), rows in zip(piece, part.split(sizes), strict=True):
+                        rows = rows.view(-1, *entry.shard_shape[1:])
+                        self._place(entry, source, first, rows, tensors)
+        if share and group.size() > 1:
+            dist.barrier(group)
+
+    def _pieces(
+        self, bucket: Bucket, numel: int, relayed: bool
+    ) -> Iterator[tuple[list[tuple[Entry, int, int]], Tensor]]:
+        """This rank's shards in pieces of `numel` elements, and their values side by side. Where
+        they are `relayed`, they come from the bucket's stage over the pipeline."""
+        role, held = self.role, {}
+        for piece in _cut(bucket.entries, numel):
+            if role.pipeline_rank == bucket.stage:
                 # A shard that goes on in the next piece is merged, or dequantised, only once.
                 held = {e: held[e] if e in held else self._shard(bucket, e) for e, _, _ in piece}
                 flat = torch.cat([held[e][first:last].reshape(-1) for e, first, last in piece])
             else:
+                sizes = [(last - first) * entry.row_numel for entry, first, last in piece]
                 flat = torch.empty(sum(sizes), dtype=self.dtype, device=self.device)
             if relayed:
+                pp = role.groups.pp
                 dist.broadcast(flat, dist.get_global_rank(pp, bucket.stage), group=pp)
-            if not is_needed:
-                continue
-            gathered = flat
-            if group.size() > 1:
-                gathered = flat.new_empty(group.size() * flat.numel())
-                dist.all_gather_into_tensor(gathered, flat, group=group)
-            if role.rank not in writers:
-                continue
-            for source, part in enumerate(gathered.view(group.size(), -1)):
-                for (entry, first, _), rows in zip(piece, part.split(sizes), strict=True):
-                    rows = rows.view(-1, *entry.shard_shape[1:])
-                    self._place(entry, source, first, rows, tensors)
+            yield piece, flat
 
     def _shard(self, bucket: Bucket, entry: Entry) -> Tensor:
         return self.pick(self.parameters[entry.names[self.role.expert_rank % bucket.experts]])
@@ -131,7 +152,7 @@ class Gather:
             start = end
 
 
-def _pieces(entries: tuple[Entry, ...], numel: int) -> Iterator[list[tuple[Entry, int, int]]]:
+def _cut(entries: tuple[Entry, ...], numel: int) -> Iterator[list[tuple[Entry, int, int]]]:
     """Cuts entries into (entry, first row, end row), and yields as many at once as have `numel`
     elements together, but at least one row."""
     piece, room = [], numel

@@ -51,9 +51,9 @@ class WeightSync:
 
     There are two buffers at every *site*: a host on CPUs, whose ranks and engines share its memory;
     a rank on GPUs, where each worker of an engine reads its own device. While the engines load one
-    bucket, the next is written into the other buffer. At each site one rank writes a bucket: on
-    GPUs every rank its own; on CPUs data parallel replicas of a host take turns, and what a replica
-    does not write it does not gather.
+    bucket, the next is written into the other buffer. On GPUs every rank writes its own. On CPUs
+    data parallel replicas of a host take turns, and what a replica does not write it does not
+    gather; tensor parallel ranks of a host write a bucket together, each its own shards.
 
     An engine that holds an earlier version of a model with adapters is sent what these change, and
     no more.
@@ -174,14 +174,15 @@ class WeightSync:
         for turn, number in enumerate(numbers):
             place = turn % BUFFERS
             bucket, slots = self.buckets[number], self.slots[number]
-            writers = {self.writers[number][site] for site in sites}
-            if role.rank in writers:
-                tensors = view(self.buffers[place], slots)
-                self.gather.write(bucket, tensors, writers)
-                sums.append(checksums(list(tensors.values())))
-            else:
-                self.gather.write(bucket, {}, writers)
-                sums.append(torch.full([len(slots)], _UNKNOWN, device=self.gather.device))
+            writers = [self.writers[number][site] for site in sites]
+            together = next((ranks for ranks in writers if role.rank in ranks), ())
+            tensors = view(self.buffers[place], slots) if together else {}
+            self.gather.write(bucket, tensors, writers)
+            found = torch.full([len(slots)], _UNKNOWN, device=self.gather.device)
+            if together:
+                share = slice(together.index(role.rank), None, len(together))
+                found[share] = checksums(list(tensors.values())[share])
+            sums.append(found)
             device.synchronize()
             link.settle()
             # This bucket is written everywhere, and the last one was read.
@@ -248,9 +249,11 @@ class WeightSync:
 
 def choose_writers(
     number: int, bucket: Bucket, plan: Plan, sites: Sequence[Site]
-) -> dict[Site, int]:
-    """By site the rank that writes bucket `number` there: of the next of the replicas that have
-    ranks there; where it can be, one of the bucket's pipeline stage.
+) -> dict[Site, tuple[int, ...]]:
+    """By site the ranks that write bucket `number` there: of the next of the replicas that have
+    ranks there; where it can be, of the bucket's pipeline stage. They are all of a tensor parallel
+    group (of experts: expert parallel too), each of which writes its shards, or where that has
+    ranks elsewhere one rank, which gathers them.
 
     Args:
         sites: of each rank.
@@ -259,11 +262,13 @@ def choose_writers(
     for team in plan.teams(bucket):
         for site in dict.fromkeys(sites[rank] for rank in team):
             near[site].append(team)
-    writers = {}
+    stage, writers = plan.layout.stage, {}
     for site, teams in near.items():
-        here = [rank for rank in teams[number % len(teams)] if sites[rank] == site]
-        holders = [rank for rank in here if plan.layout.stage(rank) == bucket.stage]
-        writers[site] = min(holders or here)
+        team = teams[number % len(teams)]
+        here = [rank for rank in team if sites[rank] == site]
+        first = min([rank for rank in here if stage(rank) == bucket.stage] or here)
+        group = tuple(rank for rank in team if stage(rank) == stage(first))
+        writers[site] = group if set(group) <= set(here) else (first,)
     return writers
 
 

@@ -54,5 +54,12 @@ def test_one_process(tiny_models, tmp_path):
 @pytest.mark.slow
 def test_two_sites(tiny_models, tmp_path):
     """Each has ranks of one pipeline stage only, so half of what it is sent comes from the other's.
-    Experts are spread over the ranks of a site, or the replicas have all and take turns."""
-    assert_exact(tiny_models, tmp_path, 4, ["mixtral:1x2x2:1:sites", "qwen2:1x2x2:1:sites"])
+    Experts are spread over the ranks of a site, or the replicas have all and take turns, or tensor
+    parallel ranks write their halves."""
+    cases = [f"{case}:1:sites" for case in ("mixtral:1x2x2", "qwen2:1x2x2", "qwen2:2x2x1")]
+    assert_exact(tiny_models, tmp_path, 4, cases)
+
+
+@pytest.mark.slow
+def test_tensor_parallel_ranks_at_two_sites(tiny_models, tmp_path):
+    assert_exact(tiny_models, tmp_path, 2, ["qwen2:2x1x1:1:sites"])

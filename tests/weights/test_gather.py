@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,46 +13,69 @@ from grpo_mcore.models.lora import Adapters
 from grpo_mcore.models.rules import QKV, Rows
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.weights import gather as gather_module
-from grpo_mcore.weights.gather import Gather, _pieces
+from grpo_mcore.weights.gather import Gather, _cut
 from grpo_mcore.weights.plan import Bucket, Entry, Plan
 
 
 def test_pieces_have_room_or_one_row():
     entries = tuple(Entry((name,), size) for name, size in (("a", (2, 9)), ("b", (5, 1))))
-    pieces = [
-        [(e.names[0], first, last) for e, first, last in p] for p in _pieces(entries, numel=4)
-    ]
+    pieces = [[(e.names[0], first, last) for e, first, last in p] for p in _cut(entries, numel=4)]
     assert pieces == [[("a", 0, 1)], [("a", 1, 2)], [("b", 0, 4)], [("b", 4, 5)]]
 
 
-def test_a_shard_is_made_once_for_all_its_pieces(monkeypatch):
-    """Both ranks of the stand-in for a group hold the same."""
-
-    def all_gather(gathered, flat, group):
-        gathered.view(2, -1).copy_(flat)
-
-    monkeypatch.setattr(gather_module.dist, "all_gather_into_tensor", all_gather)
-    monkeypatch.setattr(gather_module.dist, "get_process_group_ranks", lambda group: [0, 1])
-    group, layout = SimpleNamespace(size=lambda: 2), Layout(tensor=2)
-    shards = {name: torch.randn(rows, 3) for name, rows in (("a", 40), ("b", 2), ("c", 1))}
+def make_gather(shards: dict[str, torch.Tensor], rank: int = 0) -> tuple[Gather, Bucket]:
+    """Of one of two tensor parallel ranks that hold `shards`, and the bucket of all."""
+    group = SimpleNamespace(size=lambda: 2, rank=lambda: rank)
     bucket = Bucket(0, 1, tuple(Entry((n,), tuple(s.shape)) for n, s in shards.items()))
-    role = SimpleNamespace(
-        rank=0,
-        layout=layout,
+    gather = Gather.__new__(Gather)
+    gather.plan = Plan((bucket,), {name: Rows(name) for name in shards}, Layout(tensor=2))
+    gather.role = SimpleNamespace(
+        rank=rank,
+        layout=gather.plan.layout,
         pipeline_rank=0,
         expert_rank=0,
         groups=SimpleNamespace(tp=group, pp=None),
     )
-    gather = Gather.__new__(Gather)
-    gather.plan = Plan((bucket,), {name: Rows(name) for name in shards}, layout)
-    gather.role, gather.parameters, gather.piece = role, shards, 48
+    gather.parameters, gather.piece, gather.pick = shards, 48, lambda shard: shard
+    return gather, bucket
+
+
+@pytest.fixture
+def collectives(monkeypatch) -> list[str]:
+    """Names of those that were called; both ranks of the stand-in for a group send the same."""
+    called = []
+
+    def all_gather(gathered, flat, group):
+        called.append("all_gather")
+        gathered.view(2, -1).copy_(flat)
+
+    monkeypatch.setattr(gather_module.dist, "all_gather_into_tensor", all_gather)
+    monkeypatch.setattr(gather_module.dist, "barrier", lambda group: called.append("barrier"))
+    monkeypatch.setattr(gather_module.dist, "get_process_group_ranks", lambda group: [0, 1])
+    return called
+
+
+def test_a_shard_is_made_once_for_all_its_pieces(collectives):
+    shards = {name: torch.randn(rows, 3) for name, rows in (("a", 40), ("b", 2), ("c", 1))}
+    gather, bucket = make_gather(shards)
     made = []
     gather.pick = lambda shard: made.append(len(shard)) or shard
     tensors = {name: torch.empty(2 * len(shard), 3) for name, shard in shards.items()}
-    gather.write(bucket, tensors, {0})
+    gather.write(bucket, tensors, [(0,)])
     assert made == [40, 2, 1]
     for name, shard in shards.items():
         assert torch.equal(tensors[name], torch.cat([shard, shard]))
+
+
+def test_ranks_that_share_memory_exchange_nothing(collectives):
+    by_rank = [{name: torch.randn(4, 3) for name in "ab"} for _ in range(2)]
+    tensors = {name: torch.zeros(8, 3) for name in "ab"}
+    for rank, shards in enumerate(by_rank):
+        gather, bucket = make_gather(shards, rank)
+        gather.write(bucket, tensors, [(0, 1)])
+    assert collectives == ["barrier"] * 2
+    for name, whole in tensors.items():
+        assert torch.equal(whole, torch.cat([shards[name] for shards in by_rank]))
 
 
 class Widest(TorchDispatchMode):
