@@ -110,6 +110,7 @@ def device_environment(tensor_parallel: int) -> dict[str, str]:
     return {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores
         "TORCHDYNAMO_DISABLE": "1",  # compiling one small sampling function takes 10 s
-        # Repacking of layers at every sync leaves holes in the heap; these go back to the system.
-        "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+        # Repacking of layers at every sync leaves holes in the heap; these go back to the system
+        # (what it costs and saves: docs/weight_sync.md).
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
     }

@@ -62,13 +62,13 @@ class Gather:
         self.dtype, self.device = values.dtype, values.device
         largest = max(plan.whole_numel(b) for b in plan.buckets) * self.dtype.itemsize
         self.piece = device.exchange_bytes(largest) // self.dtype.itemsize
-        """Elements that ranks exchange at once, which is all that the gather holds."""
+        """Elements that ranks exchange at once. Beside them the gather holds merged shards only."""
 
     @torch.no_grad()
     def write(
-        self, bucket: Bucket, tensors: dict[str, Tensor], writers: Collection[Collection[int]]
+        self, bucket: Bucket, tensors: dict[str, Tensor], writers: Collection[tuple[int, ...]]
     ) -> None:
-        """Fills `tensors`, all of `bucket`, on the ranks `writers`. Called by all ranks of the
+        """Fills `tensors`, all of `bucket`, on the ranks in `writers`. Called by all ranks of the
         role; those that no writer of their team needs return at once.
 
         Where a writer is of another pipeline stage than the bucket, that stage broadcasts its
@@ -77,8 +77,8 @@ class Gather:
         only, and return when all have.
 
         Args:
-            writers: by memory that is written, who writes: one rank, or all of a tensor parallel
-                group (with experts: and expert parallel), whose `tensors` are the same memory.
+            writers: for each memory that is written, the ranks that write there, in order: one, or
+                all of a tensor parallel group (with experts: and expert parallel).
         """
         role = self.role
         team = next(team for team in self.plan.teams(bucket) if role.rank in team)
@@ -88,14 +88,14 @@ class Gather:
         if not writing or not (holds or relayed):
             return
         group = role.groups.tp if bucket.experts == 1 else role.groups.tp_ep
-        peers = dist.get_process_group_ranks(group)
-        share = any(set(peers) <= set(ranks) for ranks in writers)
+        members = tuple(dist.get_process_group_ranks(group))
+        share = members in writers
         if share and not relayed:
             for entry in bucket.entries:
                 self._place(entry, group.rank(), 0, self._shard(bucket, entry), tensors)
         else:
             for piece, flat in self._pieces(bucket, self.piece // group.size(), relayed):
-                if writing.isdisjoint(peers):
+                if writing.isdisjoint(members):
                     continue
                 parts = {group.rank(): flat}
                 if not share:

@@ -180,8 +180,8 @@ class WeightSync:
             self.gather.write(bucket, tensors, writers)
             found = torch.full([len(slots)], _UNKNOWN, device=self.gather.device)
             if together:
-                share = slice(together.index(role.rank), None, len(together))
-                found[share] = checksums(list(tensors.values())[share])
+                mine = slice(together.index(role.rank), None, len(together))
+                found[mine] = checksums(list(tensors.values())[mine])
             sums.append(found)
             device.synchronize()
             link.settle()
