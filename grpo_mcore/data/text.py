@@ -3,6 +3,7 @@
 import re
 
 _FIELD = re.compile(r"\{(\w+)\}")
+_CLOSING_TAG = re.compile(r"</(\w+)>")
 _BOXED_OR_BRACE = re.compile(r"(\\boxed\s*\{)|[{}]")
 _ANSWER_IS = re.compile(r"answer\s*(?:is|:)\s*:?\s*([^\n]+)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -12,6 +13,15 @@ def fill(template: str, **fields: str) -> str:
     """Replaces each {name} among `fields`. All other braces, in the template and in the fields'
     own text, stay as they are."""
     return _FIELD.sub(lambda m: fields.get(m[1], m[0]), template)
+
+
+def fill_between_tags(template: str, **fields: str) -> str:
+    """As `fill`, of texts that may be hostile: none can close a tag of the template and go on as if
+    it were the template. Where one tries, a backslash stands before the slash."""
+    if not (tags := _CLOSING_TAG.findall(template)):
+        return fill(template, **fields)
+    closing = re.compile(rf"<(?=\s*/\s*(?:{'|'.join(tags)})\s*>)", re.IGNORECASE)
+    return fill(template, **{name: closing.sub(r"<\\", text) for name, text in fields.items()})
 
 
 def fields_of(template: str) -> set[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import pstdev
 
 from grpo_mcore.config.reward_system import ConsistencyConfig, JudgeConfig, RewardSystemConfig
-from grpo_mcore.data.text import fill
+from grpo_mcore.data.text import fill_between_tags
 from grpo_mcore.rewards.rim.endpoint import JudgeError, JudgeModel, Verdict
 
 SMALL, LARGE = "small", "large"
@@ -54,7 +54,7 @@ async def judge(
     Args:
         case: the text of each of `config.reward_system.FIELDS`.
     """
-    question = fill(asked.prompt, **case)
+    question = fill_between_tags(asked.prompt, **case)
     outcomes = await asyncio.gather(
         *(_outcome(small, question, temperature) for temperature in config.temperatures)
     )
@@ -64,7 +64,7 @@ async def judge(
         return Judgement(min(verdicts, key=lambda v: v.uncertainty), SMALL, failures)
     if verdicts:
         listed = "\n".join(verdict.model_dump_json() for verdict in verdicts)
-        question += fill(SECOND_OPINION, verdicts=listed)
+        question += fill_between_tags(SECOND_OPINION, verdicts=listed)
     outcome = await _outcome(large, question, config.large_temperature)
     if isinstance(outcome, Verdict):
         return Judgement(outcome, LARGE, failures)
