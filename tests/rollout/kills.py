@@ -67,6 +67,12 @@ def processes(engine: Engine) -> dict[str, list[psutil.Process]]:
     """The engine's processes that there are yet."""
     found = {"engine": psutil.Process(engine.process.pid).children(), "worker": []}
     for process in found["engine"]:
-        workers = [p for p in process.children() if "resource_tracker" not in str(p.cmdline())]
-        found["worker"] += workers
+        found["worker"] += [child for child in process.children() if _is_worker(child)]
     return found
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "resource_tracker" not in str(process.cmdline())
+    except psutil.NoSuchProcess:  # it has ended since it was listed
+        return False
