@@ -208,6 +208,7 @@ def without_gains(directory: Path) -> tuple[list[dict], list[float]]:
     """The lessons, and apart from them what follows from likelihoods: gains and rewards."""
     rows = records(directory, "completions")
     values = [row.pop(name) for row in rows for name in ("likelihood_gain", "reward")]
+    values += [row["rewards"].pop("LikelihoodGainReward") for row in rows]
     return rows, [value for value in values if value is not None]
 
 
