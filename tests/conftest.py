@@ -34,7 +34,8 @@ FAMILY_MODELS = {
     ),
     "qwen2": ("Qwen2Config", {}, "2x2x1", {}),
     "qwen2_tied": (
-        "Qwen2Config", {"tie_word_embeddings": True, "num_hidden_layers": 4},
+        "Qwen2Config",
+        {"tie_word_embeddings": True, "num_hidden_layers": 4, "max_position_embeddings": 256},
         "1x2x2", {"virtual_pipeline": 2},
     ),
     "qwen3": (

@@ -10,6 +10,7 @@ import urllib.request
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -142,6 +143,13 @@ def shared_buffer(size: int) -> tuple[Tensor, str]:
     buffer = open_buffer(path, size)
     weakref.finalize(buffer, os.close, descriptor)
     return buffer, path
+
+
+def host_id() -> str:
+    """What processes that can open each other's shared buffers have alike: the machine's boot and
+    the namespace of process ids. A host's name may be that of several, as of copied containers."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 def open_buffer(path: str, size: int) -> Tensor:

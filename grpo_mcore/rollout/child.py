@@ -18,7 +18,7 @@ import numpy as np
 
 from grpo_mcore.rollout.bucket import Delivery, Receipt
 from grpo_mcore.rollout.guard import end_with_parent
-from grpo_mcore.rollout.requests import Completion, Request, sampling_settings
+from grpo_mcore.rollout.requests import Completion, Request, ended_itself, sampling_settings
 
 NEWS_SECONDS = 2.0
 """The longest that a generation, while no request finishes, says nothing of its progress."""
@@ -81,8 +81,7 @@ class Child:
 
     def end_sync(self) -> list[Receipt]:
         receipts = self.llm.collective_rpc("end_sync")
-        # What the old weights computed must not serve the new ones.
-        self.llm.reset_prefix_cache()
+        self._forget_prefixes()
         return receipts
 
     def load_adapters(self, directory: str, version: int) -> list[Receipt]:
@@ -93,7 +92,7 @@ class Child:
             self.llm.llm_engine.remove_lora(self.adapters.lora_int_id)
         self.adapters = LoRARequest(f"version {version}", version + 1, directory)
         self.llm.llm_engine.add_lora(self.adapters)
-        self.llm.reset_prefix_cache()
+        self._forget_prefixes()
         return self.llm.collective_rpc("check_adapters", args=(directory, version + 1))
 
     def ask_workers(self, method: str, *arguments) -> list:
@@ -105,6 +104,11 @@ class Child:
 
     def wake_up(self, tags: list[str]) -> None:
         self.llm.wake_up(tags)
+
+    def _forget_prefixes(self) -> None:
+        """What the old weights computed must not serve the new ones."""
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM's prefix cache cannot be reset while requests go on")
 
     def _unfinished(self) -> int:
         """Tokens sampled of requests that go on."""
@@ -125,7 +129,7 @@ def _sampling_params(request: Request, stop_token_ids: list[int]):
 def _completion(output) -> Completion:
     tokens = list(output.token_ids)
     log_probs = [at[token].logprob for at, token in zip(output.logprobs, tokens, strict=True)]
-    return Completion(tokens, log_probs, output.finish_reason == "stop")
+    return Completion(tokens, log_probs, ended_itself(output.finish_reason))
 
 
 def _end_with_any(workers: list[multiprocessing.Process]) -> None:

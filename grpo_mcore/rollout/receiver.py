@@ -70,6 +70,11 @@ class WeightReceiver:
             _reload_info(layer).load_numel_total = 0  # vLLM takes the layer for prepared
             if self.device.type == "cpu" and layer is not model.lm_head:
                 layer.cpu_linear = None  # a repacked copy that nothing multiplies by
+        for layer in model.modules():
+            # Of a sync that was broken off vLLM would count what it has, and take what is sent anew
+            # for the rest.
+            _reload_info(layer).load_numel = 0
+            _reload_info(layer).loaded_weights.clear()
         initialize_layerwise_reload(model)
         # No tensor is sent for a parameter that vLLM makes of others once they are loaded, as the
         # scales of weights in FP8, nor for one that it removes then.

@@ -77,6 +77,18 @@ def sampling_settings(request: Request, stop_token_ids: list[int]) -> dict[str, 
     }
 
 
+def ended_itself(finish_reason: str | None) -> bool:
+    """Whether a completion that vLLM says to have finished for this reason has an end of its own;
+    max_tokens cut off those that have none.
+
+    Raises:
+        RuntimeError: when it is no sample at all, as after an abort or an error within vLLM.
+    """
+    if finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"a request was given up ({finish_reason}) before it was answered")
+    return finish_reason == "stop"
+
+
 def check_requests(role: str, requests: Sequence[Request], max_model_len: int) -> None:
     """Raises RequestError for the first of `requests` that an engine of `role`, which takes
     sequences of `max_model_len` tokens, cannot answer."""

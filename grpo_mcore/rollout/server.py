@@ -27,7 +27,7 @@ from grpo_mcore import device
 from grpo_mcore.config import RolloutConfig
 from grpo_mcore.rollout.bucket import Delivery, Receipt, from_json, to_json
 from grpo_mcore.rollout.engine import Call, EngineCalls, EngineError
-from grpo_mcore.rollout.requests import Completion, Request, sampling_settings
+from grpo_mcore.rollout.requests import Completion, Request, ended_itself, sampling_settings
 
 COMMAND = "examples/serve_engine.sh"
 API_KEY = "VLLM_API_KEY"
@@ -61,7 +61,8 @@ class ServerEngine(EngineCalls):
 
     def close(self) -> None:
         """Leaves the server, which goes on running."""
-        self.is_closed = True
+        with self.news:  # whoever takes over what is finished finds no more of it later
+            self.is_closed = True
         if self.offer:
             self.offer.close()
 
@@ -117,6 +118,8 @@ class ServerEngine(EngineCalls):
                 waiting.clear()
                 raise outcome
             with self.news:
+                if self.is_closed:
+                    raise EngineError("is no longer used")
                 call.heard = time.monotonic()
                 call.finished[number] = outcome
                 call.tokens += len(outcome.tokens)
@@ -132,7 +135,7 @@ class ServerEngine(EngineCalls):
             raise EngineError(f"its weights are {held}, it was given {self.weights}")
         tokens = choice["token_ids"]
         log_probs = [token["logprob"] for token in choice["logprobs"]["content"]]
-        return Completion(tokens, log_probs, choice["finish_reason"] == "stop")
+        return Completion(tokens, log_probs, ended_itself(choice["finish_reason"]))
 
     def _begin_sync(self, delivery: Delivery | None) -> None:
         if delivery:
@@ -189,9 +192,12 @@ class BucketOffer:
             def log_message(self, *_) -> None:
                 """Silent: a line a bucket tells nobody anything."""
 
-        self.server = ThreadingHTTPServer((address, 0), Handler)
-        self.server.daemon_threads = True
-        self.address = f"http://{address}:{self.server.server_port}"
+        class Server(ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+        self.server = Server((address, 0), Handler)
+        host = f"[{address}]" if ":" in address else address
+        self.address = f"http://{host}:{self.server.server_port}"
         Thread(target=self.server.serve_forever, name="bucket offer", daemon=True).start()
 
     def urls(self, kind: str, buffers: Sequence[str | Tensor]) -> list[str]:

@@ -47,7 +47,7 @@ from grpo_mcore.trainers.loop import Loop, Start, trained_model
 from grpo_mcore.trainers.users_rollout import sample_by_function
 from grpo_mcore.training.batch import Batch, align, pad_batch
 from grpo_mcore.training.policy import BaseReference, Policy, Reference
-from grpo_mcore.weights.sync import WeightSync
+from grpo_mcore.weights.sync import SyncError, WeightSync
 
 if TYPE_CHECKING:
     from grpo_mcore.trainers.grpo import GRPOTrainer
@@ -132,6 +132,8 @@ class GRPOSession(Session):
         """By the newest sync."""
         self.synced_version = -1
         """That the engines were proven to hold when last asked; those that sleep hold none."""
+        self.difference: SyncError | None = None
+        """What the sync that ended a step has found."""
         self.sync_engines()
         self.loop.say(self.job.describe())
 
@@ -197,11 +199,14 @@ class GRPOSession(Session):
         """Says what the step's samples prove of the hand-over of weights.
 
         Raises:
+            SyncError: when the engines were given other weights than the step has made.
             MismatchError: when trainer and engines disagree by more than the run allows.
         """
         mismatch = metrics.get("sampling/mismatch")
         is_high = bool(metrics["sampling/mismatch_warning"])
         self.loop.say(verdict(self.sampled_by, mismatch, is_high))
+        if self.difference:
+            raise self.difference
         if warning := self.mismatch_limits.judge(step, mismatch):
             self.loop.say(warning)
 
@@ -407,9 +412,13 @@ class GRPOSession(Session):
         return {f"sync/{name}": float(value) for name, value in sent.items()}
 
     def _try_to_sync(self) -> dict[str, float]:
-        """The step is made, whatever becomes of the engines: who next needs them finds out."""
+        """The step is made, whatever becomes of the engines: who next needs them finds out, and of
+        weights that differ `step_recorded`."""
         try:
             return self.sync_engines()
+        except SyncError as error:
+            self.difference = error
+            return {}
         except EngineError as error:
             self.loop.say(f"warning: {error}")
             return {}

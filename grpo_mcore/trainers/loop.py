@@ -203,8 +203,8 @@ class Loop:
                 metrics, once these are recorded.
 
         Raises:
-            EngineError: when engines cannot be kept alive. If checkpoints are wanted there is one
-                of the last step made; `train_step` has undone what it changed.
+            EngineError: when engines cannot be kept alive or given the weights. If checkpoints are
+                wanted there is one of the last step made; `train_step` has undone what it changed.
 
         Returns:
             Its metrics are the last step's, the last evaluation's under "eval_", and
@@ -255,7 +255,8 @@ class Loop:
                 losses.append(metrics["loss"])
             if self.progress:
                 self.progress.step(self.done, with_aliases(metrics))
-            step_recorded(self.done, metrics)
+            with self._saving_where_engines_fail(state, tensors):
+                step_recorded(self.done, metrics)
             runner.step_end(metrics, epoch)
             is_last = self.done == config.max_steps
             with self._saving_where_engines_fail(state, tensors):
@@ -284,7 +285,8 @@ class Loop:
     def _saving_where_engines_fail(
         self, state: Callable[[], dict], tensors: Callable[[], dict[str, Tensor]]
     ) -> Iterator[None]:
-        """Where engines cannot be kept alive, saves the last step made; the error tells of that."""
+        """Where engines cannot be kept alive or given the weights, saves the last step made; the
+        error tells of that."""
         try:
             yield
         except EngineError as error:
@@ -297,7 +299,7 @@ class Loop:
                 self.writer.finish()
                 self._tell_of_saves()
                 outcome = f"step {self.done} is saved; resume={AUTO} goes on from it"
-            raise EngineError(f"{error}\n{outcome}") from error
+            raise type(error)(f"{error}\n{outcome}") from error
 
     def epoch(self, done: int) -> float:
         """Epochs that `done` steps make."""

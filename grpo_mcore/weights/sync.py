@@ -1,7 +1,6 @@
 """Moves the trainer's weights into the engines, bucket by bucket, and proves that they arrived."""
 
 import shutil
-import socket
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from math import prod
@@ -15,7 +14,6 @@ from torch.nn import ModuleList
 
 from grpo_mcore import device
 from grpo_mcore.config import LoraConfig
-from grpo_mcore.errors import KnownError
 from grpo_mcore.models.lora import SUFFIX, adapter_sizes
 from grpo_mcore.models.names import named_weights
 from grpo_mcore.models.shape import ModelShape
@@ -27,6 +25,7 @@ from grpo_mcore.rollout.bucket import (
     Receipt,
     arrange,
     checksums,
+    host_id,
     open_buffer,
     shared_buffer,
     view,
@@ -39,10 +38,10 @@ from grpo_mcore.weights.plan import Bucket, Plan, layer_of, make_plan
 
 _UNKNOWN = torch.iinfo(torch.int64).min
 Site = str | int
-"""A host's name or, on GPUs, a rank."""
+"""A host or, on GPUs, a rank."""
 
 
-class SyncError(KnownError, RuntimeError):
+class SyncError(EngineError):
     """An engine's weights differ from the trainer's; the text names the first such tensor."""
 
 
@@ -94,7 +93,7 @@ class WeightSync:
         arranged = [arrange(self.plan.sizes(b), self.gather.dtype) for b in self.buckets]
         self.slots = [slots for slots, _ in arranged]
         self.size = max(size for _, size in arranged)
-        self.sites = role.all_gather(role.rank if device.is_cuda() else socket.gethostname())
+        self.sites = role.all_gather(role.rank if device.is_cuda() else host_id())
         self.writers = [
             choose_writers(number, bucket, self.plan, self.sites)
             for number, bucket in enumerate(self.buckets)

@@ -2,8 +2,9 @@
 
     torchrun ... kills_worker.py PHASES AFTER REWARDS [OVERRIDES ...]
 
-PHASES, such as "generate,start", and AFTER are those of `tests.rollout.kills.killing`. REWARDS is
-"text", or "likelihood" for the likelihood gain as well.
+PHASES, such as "generate,start", and AFTER are those of `tests.rollout.kills.killing`; before the
+former may stand which engine it is, as in "student-1:generate". REWARDS is "text", or "likelihood"
+for the likelihood gain as well.
 """
 
 import sys
@@ -21,8 +22,9 @@ def main() -> None:
     phases, after, rewards, *overrides = sys.argv[1:]
     config = compose_config(ROOT / "examples/configs", "demo", overrides)
     more = [LikelihoodGainReward()] if rewards == "likelihood" else []
+    of, _, phases = phases.rpartition(":")
     plan = phases.split(",") if phases else []
-    with one_line_errors(), killing(*plan, of="student", after=int(after)):
+    with one_line_errors(), killing(*plan, of=of or "student", after=int(after)):
         TeacherGRPOTrainer(config, [reward_of_text, *more]).train()
 
 

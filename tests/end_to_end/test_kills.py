@@ -141,3 +141,12 @@ def test_a_frozen_student(lessons, tmp_path, placement, rewards):
     assert state["trainer"]["attempts"] == {}
     lessons(run, rewards, "", 0, *layout, "resume=auto")
     assert of_steps(run) == expected
+
+
+def test_one_of_two_engines(lessons, tmp_path):
+    """The other goes on, and what it says is not asked for again."""
+    layout = [*PLACEMENTS["colocated"], "rollout.student_engines=2"]
+    lessons(tmp_path / "left alone", "text", "", 0, *layout)
+    said = lessons(tmp_path / "killed", "text", "student-1:generate,sync", 2, *layout)
+    assert of_steps(tmp_path / "killed") == of_steps(tmp_path / "left alone")
+    assert "warning: restart 2 of 3 of student-1: " in said and "of student-0" not in said

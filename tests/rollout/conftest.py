@@ -17,7 +17,8 @@ from torch.nn import ModuleList
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 300
-MAX_MODEL_LEN = 64
+MAX_MODEL_LEN = 160
+"""So that a prompt can be longer than the 128 tokens of a block of vLLM's cache on CPUs."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from grpo_mcore.rollout.requests import Completion, Request, RequestError, reque
 from grpo_mcore.rollout.spread import spread
 from grpo_mcore.weights import sync as sync_module
 from grpo_mcore.weights.sync import SyncError
+from tests.rollout.conftest import MAX_MODEL_LEN
 
 WORDS = ("what is two and three ?", "a train leaves at nine", "seven times eight", "why ?")
 
@@ -39,13 +40,30 @@ def same(left: list[Completion], right: list[Completion]) -> None:
 
 def expected_log_probs(rig, request: Request, tokens: list[int]) -> list[float]:
     """By transformers, from the files of the model."""
-    from transformers import AutoModelForCausalLM
+    from transformers import (
+        AutoModelForCausalLM,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopPLogitsWarper,
+    )
 
     model = AutoModelForCausalLM.from_pretrained(rig.path, dtype=torch.float32)
+    ids = torch.tensor([request.prompt + tokens])
     with torch.no_grad():
-        logits = model(torch.tensor([request.prompt + tokens])).logits[0]
-    rows = logits[len(request.prompt) - 1 : -1] / request.temperature
-    return rows.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+        logits = model(ids).logits[0]
+    found = []
+    for place in range(len(request.prompt), ids.shape[1]):
+        row = logits[place - 1 : place]
+        for process in (
+            RepetitionPenaltyLogitsProcessor(request.repetition_penalty),
+            TemperatureLogitsWarper(request.temperature),
+            MinPLogitsWarper(request.min_p),
+            TopPLogitsWarper(request.top_p),
+        ):
+            row = process(ids[:, :place], row)
+        found.append(row.log_softmax(-1)[0, ids[0, place]].item())
+    return found
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -63,8 +81,14 @@ def test_results_depend_on_a_requests_seed_only(rig, prompts, temperature):
         same(part, [whole[i] for i in share])
 
 
-def test_log_probs_are_those_of_the_model(rig, prompts):
-    requests = sampled(prompts, 1, temperature=0.7)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"top_p": 0.5}, {"min_p": 0.3}, {"repetition_penalty": 1.7}],
+    ids=lambda settings: " ".join(settings) or "temperature",
+)
+def test_log_probs_are_those_of_what_is_sampled_from(rig, prompts, settings):
+    """That a token is left out shows: its log-probability would be minus infinity."""
+    requests = sampled(prompts, 4, temperature=0.7, **settings)
     for request, completion in zip(requests, rig.pool.generate(requests), strict=True):
         expected = expected_log_probs(rig, request, completion.tokens)
         assert completion.log_probs == pytest.approx(expected, abs=1e-4)
@@ -124,14 +148,15 @@ def test_what_cannot_fit_is_refused_before_it_is_sent(rig, prompts):
     fine = Request(prompts[0], 4, 0)
     tokens = len(prompts[0])
     with pytest.raises(RequestError) as caught:
-        rig.pool.submit([fine, Request(prompts[0], 65 - tokens, 0)])
+        rig.pool.submit([fine, Request(prompts[0], MAX_MODEL_LEN + 1 - tokens, 0)])
     assert str(caught.value) == (
-        f"policy: request 1 has {tokens} prompt tokens and asks for max_tokens={65 - tokens}; "
-        "together that is over max_model_len=64 of its engine"
+        f"policy: request 1 has {tokens} prompt tokens and asks for max_tokens="
+        f"{MAX_MODEL_LEN + 1 - tokens}; together that is over max_model_len={MAX_MODEL_LEN} of its "
+        "engine"
     )
     with pytest.raises(RequestError, match="policy: request 0 has an empty prompt"):
         rig.pool.submit([Request([], 4, 0)])
-    assert rig.pool.generate([Request(prompts[0], 64 - tokens, 0)])
+    assert rig.pool.generate([Request(prompts[0], MAX_MODEL_LEN - tokens, 0)])
 
 
 def test_an_engines_own_error_is_raised(rig):
@@ -141,22 +166,21 @@ def test_an_engines_own_error_is_raised(rig):
 
 
 def test_a_sync_brings_the_trainers_weights(rig, prompts):
-    request = Request(prompts[3], 12, 0, temperature=0.0)
-    (before,) = rig.pool.generate([request])
+    """And leaves none of what those before have computed of a prompt."""
+    request = Request((prompts[0] * 20)[:140], 12, 0, temperature=0.0)
     norms = [p for name, p in rig.chunks.named_parameters() if "norm" in name]
-    with torch.no_grad():
-        for norm in norms:
-            norm.neg_()
-    sent = rig.sync.push(2)
-    assert rig.pool.version == 2 and sent["tensors"] > 20
-    (between,) = rig.pool.generate([request])
-    assert between.log_probs != pytest.approx(before.log_probs, abs=1e-3)
-    with torch.no_grad():
-        for norm in norms:
-            norm.neg_()
-    rig.sync.push(3)
-    # The prefix cache of the weights between would show.
-    same(rig.pool.generate([request]), [before])
+    completions = []
+    for version in (2, 3):
+        with torch.no_grad():
+            for norm in norms:
+                norm.neg_()
+        assert rig.sync.push(version)["tensors"] > 20
+        assert rig.pool.version == version
+        completions += rig.pool.generate([request])
+    other, own = completions
+    expected = expected_log_probs(rig, replace(request, temperature=1.0), own.tokens)
+    assert own.log_probs == pytest.approx(expected, abs=1e-4)
+    assert other.log_probs != pytest.approx(own.log_probs, abs=1e-3)
 
 
 def test_an_engine_is_told_once_what_lies_where(rig, prompts, monkeypatch):

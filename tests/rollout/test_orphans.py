@@ -45,7 +45,7 @@ def signalled(processes: set[psutil.Process], who: str) -> psutil.Process:
             "agent": "torch.distributed.run" in line,
             "rank 0": "orphans_worker" in line and rank == "0",
             "rank 1": "orphans_worker" in line and rank == "1",
-            "engine": "rollout.child" in line,
+            "engine": "rollout.child" in line and "rollout.guard" not in line,
             "worker": "Worker_TP1" in line,  # as vLLM titles the process
         }[who]
 

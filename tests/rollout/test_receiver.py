@@ -13,6 +13,15 @@ from grpo_mcore.rollout.receiver import WeightReceiver
 WEIGHT = torch.arange(12.0).view(4, 3)
 
 
+class Model(Module):
+    def load_weights(self, tensors):
+        loaded, parameters = set(), dict(self.named_parameters())
+        for name, tensor in tensors:
+            parameters[name].weight_loader(parameters[name], tensor)
+            loaded.add(name)
+        return loaded
+
+
 @pytest.fixture(scope="module")
 def model() -> Module:
     """One layer that is scaled to at most 1 once it is loaded, and keeps the scale."""
@@ -29,15 +38,6 @@ def model() -> Module:
             layer.weight = Parameter(layer.weight / scale, False)
             layer.weight_scale = Parameter(scale, False)
             del layer.unused_scale
-
-    class Model(Module):
-        def load_weights(self, tensors):
-            loaded = set()
-            for name, tensor in tensors:
-                parameter = self.get_parameter(name)
-                parameter.weight_loader(parameter, tensor)
-                loaded.add(name)
-            return loaded
 
     model = Model()
     model.layer = layer = Module()
@@ -70,13 +70,18 @@ def waits(monkeypatch) -> list:
 
 
 def sync(worker: Worker, tensors: dict[str, torch.Tensor], **options) -> Receipt:
+    begin_sync(worker, tensors, **options)
+    return worker.end_sync()
+
+
+def begin_sync(worker: Worker, tensors: dict[str, torch.Tensor], **options) -> None:
+    """As far as that all `tensors`, in one bucket, are received."""
     slots, size = arrange({name: tuple(t.shape) for name, t in tensors.items()}, torch.float32)
     buffer, path = shared_buffer(max(size, 1))
     for name, place in view(buffer, slots).items():
         place.copy_(tensors[name])
     worker.begin_sync(Delivery(("memory", [path]), len(buffer), [slots], **options))
     worker.receive_bucket(0, 0)
-    return worker.end_sync()
 
 
 def test_what_vllm_makes_of_the_weights_is_not_missed(model, waits):
@@ -97,6 +102,21 @@ def test_buffers_go_with_the_last_sync(model, waits, is_last):
 
 def test_a_weight_that_is_not_sent_is_missed(model, waits):
     assert sync(Worker(model), {}).not_loaded == ["layer.weight"]
+
+
+def test_a_sync_that_was_broken_off_leaves_nothing(waits):
+    """A server goes on when its trainer is gone; the next one starts from the first bucket."""
+    from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
+
+    model = Model()
+    model.layer = layer = Module()
+    layer.gate, layer.up = Parameter(torch.ones(4, 3), False), Parameter(torch.ones(4, 3), False)
+    record_metadata_for_reloading(model)
+    worker = Worker(model)
+    begin_sync(worker, {"layer.gate": WEIGHT})
+    assert sync(worker, {"layer.gate": 2 * WEIGHT, "layer.up": 3 * WEIGHT}).not_loaded == []
+    assert torch.equal(layer.gate, 2 * WEIGHT)
+    assert torch.equal(layer.up, 3 * WEIGHT)
 
 
 def test_a_gpu_has_read_the_buffer_before_it_may_be_written_again(model, waits):

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from urllib.error import HTTPError
 
 import pytest
@@ -285,6 +285,36 @@ def test_what_was_finished_before_a_failure_is_kept(server):
     engine.close()
 
 
+def test_an_aborted_request_is_no_sample(server):
+    """As another trainer's start makes of those under way on its server."""
+    engine, honest = started(server), server.answer
+    engine.call("end_sync")
+
+    def answer(path, body):
+        said = honest(path, body)
+        if path == "/inference/v1/generate":
+            said["choices"][0]["finish_reason"] = "abort"
+        return said
+
+    server.answer = answer
+    call = engine.submit("generate", [REQUEST])
+    with pytest.raises(EngineError, match=r"given up \(abort\) before it was answered"):
+        engine.result("generate")
+    assert not call.finished
+    engine.close()
+
+
+def test_an_engine_that_is_left_finishes_nothing_more(server):
+    engine, honest, may_answer = started(server), server.answer, Event()
+    engine.call("end_sync")
+    server.answer = lambda path, body: may_answer.wait() and honest(path, body)
+    call = engine.submit("generate", [REQUEST])
+    engine.close()
+    may_answer.set()
+    assert engine.wait(60)
+    assert not call.finished
+
+
 def test_silence_past_the_deadline_is_an_error(server):
     engine = started(server)
     engine.deadlines["sync"] = 0.1
@@ -304,10 +334,11 @@ def test_a_server_that_comes_back_is_waited_for(server):
     engine.close()
 
 
-def test_a_bucket_goes_to_those_who_know_its_path(tmp_path):
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_bucket_goes_to_those_who_know_its_path(tmp_path, address):
     data = torch.arange(200, dtype=torch.uint8)
     (tmp_path / "bucket").write_bytes(data.numpy().tobytes())
-    offer = BucketOffer("127.0.0.1")
+    offer = BucketOffer(address)
     (old,) = offer.urls("memory", [str(tmp_path / "bucket")])
     fetched = torch.empty(200, dtype=torch.uint8)
     fetch_buffer(old, fetched)
@@ -322,6 +353,32 @@ def test_a_bucket_goes_to_those_who_know_its_path(tmp_path):
         with pytest.raises(HTTPError, match="404"):
             fetch_buffer(url, fetched)
     offer.close()
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_a_sync_is_given_all_when_it_is_back(
+    tiny_models, tmp_path, monkeypatch
+):
+    path, port = tiny_models / "qwen2_tied", free_port()
+    with ExitStack() as stack:
+        first = stack.enter_context(ExitStack())
+        dying = serve_model(path, tmp_path / "first.log", port, end=signal.SIGKILL)
+        rig = stack.enter_context(open_rig(path, tmp_path, first.enter_context(dying)))
+        (undisturbed,) = rig.pool.generate([Request([5, 6], 40, 1)])
+        honest, asked = ServerEngine._on_workers, []
+
+        def die(engine, method, *arguments):
+            asked.append(method)
+            if asked.count("receive_bucket") == 1 and method == "receive_bucket":
+                first.close()
+                stack.enter_context(serve_model(path, tmp_path / "second.log", port))
+            return honest(engine, method, *arguments)
+
+        monkeypatch.setattr(ServerEngine, "_on_workers", die)
+        rig.sync.push(2)
+        assert asked.count("begin_sync") == 2
+        assert rig.pool.versions == [2]
+        assert rig.pool.generate([Request([5, 6], 40, 1)])[0].tokens == undisturbed.tokens
 
 
 @pytest.mark.slow

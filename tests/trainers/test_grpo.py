@@ -16,6 +16,7 @@ from grpo_mcore.objectives.advantages import group_advantages
 from grpo_mcore.rewards import RewardError
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.trainers.grpo_update import GRPOUpdate
+from grpo_mcore.weights.sync import SyncError, WeightSync, _Link
 from tests.end_to_end.conftest import records
 from tests.objectives.trl_oracle import QUIET, loss_of, make_trainer
 from tests.trainers.grpo_jobs import (
@@ -423,6 +424,39 @@ def test_a_run_stops_above_its_limit_and_keeps_the_record(train, tmp_path):
         train(rollout_func=rollout, rollout=limits)
     [row] = records(tmp_path / "run")
     assert row["sampling/mismatch"] > 1.12
+
+
+def test_a_run_stops_at_a_weight_that_changed_on_its_way(train, monkeypatch):
+    """In the sync after the second step, which is kept."""
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 100}
+    whole, submit, stream = train(name="whole", **settings), _Link.submit, WeightSync._send_weights
+    sending = []
+
+    def send_weights(sync, *arguments):
+        sending.append(sync)
+        return stream(sync, *arguments)
+
+    def corrupt(link, method, *arguments):
+        if method == "receive_bucket" and len(sending) == 3:  # the first is before the run
+            number, place = arguments
+            for slot in sending[-1].slots[number]:
+                if slot.name == "model.layers.2.mlp.down_proj.weight":
+                    sending[-1].buffers[place][slot.offset + 7] ^= 1
+        submit(link, method, *arguments)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(WeightSync, "_send_weights", send_weights)
+        patches.setattr(_Link, "submit", corrupt)
+        with pytest.raises(SyncError) as raised:
+            train(**settings)
+    first, last = str(raised.value).splitlines()
+    assert "tensor model.layers.2.mlp.down_proj.weight is" in first
+    assert last == "step 2 is saved; resume=auto goes on from it"
+    rows, expected = (timeless(steps_of(t)) for t in (train(resume="auto", **settings), whole))
+    for row in (rows[1], expected[1]):  # the sync that failed has sent nothing
+        for name in [name for name in row if name.startswith("sync/")]:
+            del row[name]
+    assert rows == expected
 
 
 def test_truncated_sampling_has_no_limit(train, capsys):

@@ -65,7 +65,7 @@ def run(
         if option == "lora":
             add_adapters(chunks, shape, role, LoraConfig(), seed=0)
         pool.wait_until_ready()
-        with patch.object(sync_module.socket, "gethostname", lambda: host):
+        with patch.object(sync_module, "host_id", lambda: host):
             sync = WeightSync(chunks, shape, role, pool, 1)
         sent = []
         for version in (1, 2):
