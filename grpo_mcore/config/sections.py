@@ -169,8 +169,8 @@ class RolloutConfig:
     """"fp8": engines hold the weights in FP8, with a scale for each tensor, and are given them in
     bfloat16; GPU."""
     offload_policy: bool = False
-    """Move the trainer's model, gradients and optimizer off the device while engines generate; GPU.
-    """
+    """Take gradients and optimizer off the device before the engines are given the weights, and the
+    trainer's parameters while they generate; GPU."""
     max_engine_restarts: int = 3
     """An engine that fails is started again, given the weights, and asked for what it has not
     finished; after so many times without a completed generation, be it a `rollout_func`'s, the run

@@ -169,15 +169,17 @@ class Job:
         stays = is_colocated and config.disable_student_offloading
         beside = joined([context, *([engines["student"], kept] if stays else [])])
         weights = {"engine weights": engines["teacher"].get("engine weights", 0)}
-        away = {} if config.rollout.offload_policy else teacher["generate"]
+        gone = {"gradients", "optimizer"} if config.rollout.offload_policy else set()
+        syncs = _without(gone, teacher["sync"])
+        generates = _without(gone and gone | {"weights"}, teacher["generate"])
         buckets = {"buckets": teacher["sync"]["buckets"]}
         phases = {
             # The engine, which has just started, is awake at its first sync.
             "init": joined([beside, engines["teacher"], teacher["init"], buckets]),
-            "generate": joined([beside, engines["teacher"], away, scoring if stays else {}]),
+            "generate": joined([beside, engines["teacher"], generates, scoring if stays else {}]),
             "log-probs": joined([beside, teacher["log-probs"]]),
             "update": joined([beside, teacher["update"]]),
-            "sync": joined([beside, weights, teacher["sync"]]),
+            "sync": joined([beside, weights, syncs]),
         }
         begins = joined([context, engines["student"], student])
         serves = joined([context, engines["student"], kept, scoring])
@@ -185,8 +187,8 @@ class Job:
         if is_colocated:
             phases["init"] = max(phases["init"], begins, key=total)
             if not stays:
-                away = teacher["generate"]  # what leaves does so for the teacher's engine only
-                asked = joined([serves, away])
+                # What leaves does so for the teacher's engine only.
+                asked = joined([serves, teacher["generate"]])
                 phases["generate"] = max(phases["generate"], asked, key=total)
             return [Place("device", sizes["teacher"], memory, phases)]
         places = [
@@ -231,3 +233,7 @@ def rank_phases(
             }
         )
     return {phase: max((s[phase] for s in stages), key=total) for phase in PHASES}
+
+
+def _without(gone: set[str], found: Bytes) -> Bytes:
+    return {name: size for name, size in found.items() if name not in gone}

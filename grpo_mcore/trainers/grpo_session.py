@@ -186,7 +186,8 @@ class GRPOSession(Session):
             self.sampled_by = [self.hand_overs[generation] for generation, _ in parts]
             self._drop_used(step)
             self._move_reference(step + 1)
-            if not self.held:  # what comes next is sampled by this policy
+            # What comes next is sampled by this policy, which may have to make room first.
+            if not (self.held or self.config.rollout.offload_policy):
                 with phases("sync"):
                     metrics |= self._try_to_sync()
         self.training_span = (self.training_span[0], time.time())
@@ -213,7 +214,6 @@ class GRPOSession(Session):
     def generate(self, generations: list[int]) -> dict[str, float]:
         """Samples and scores what these generations (from 0) of the run hold. Returns the metrics
         of them all."""
-        self.sync_engines()
         sampled, counts = [], Counter()
         for generation in generations:
             rollouts, scores, found = self.sample(generation)
@@ -283,6 +283,7 @@ class GRPOSession(Session):
     def roll_out_prompts(self, prompts: list[Prompt], key: str, copies: int) -> Rollouts:
         repeated, found = [prompt for prompt in prompts for _ in range(copies)], {}
         if function := self.trainer.rollout_func:
+            self.sync_engines()
             ends = self.tokenizer.stop_token_ids()
             samples, found = sample_by_function(
                 function, self.trainer, self.role, prompts, copies, ends
@@ -382,7 +383,6 @@ class GRPOSession(Session):
         )
 
     def evaluate(self, datasets: dict[str, Rows[Prompt]] | None = None) -> dict[str, float]:
-        self.sync_engines()
         metrics = {}
         copies = self.config.num_generations_eval or self.config.num_generations
         for name, rows in (datasets or self.job.evals).items():
@@ -431,10 +431,14 @@ class GRPOSession(Session):
     @contextmanager
     def policys_engines(self) -> Iterator[None]:
         """Engines that hold the policy's weights, and sleep afterwards, as the trainer may need
-        their device memory. Meanwhile the policy is off the device, if that is asked for."""
-        self.sync_engines()
+        their device memory. If that is asked for, the policy makes room: gradients and optimizer
+        go before the engines' weights wake, parameters when these are loaded."""
+        makes_room = self.config.rollout.offload_policy
         try:
-            if self.config.rollout.offload_policy:
+            if makes_room:
+                self.policy.free_training_state()
+            self.sync_engines()
+            if makes_room:
                 self.policy.leave_device()
             yield
             self.pool.sleep()
@@ -443,7 +447,7 @@ class GRPOSession(Session):
 
     def _refill(self) -> None:
         """Gives the policy's weights to engines that were restarted while others generate."""
-        self.policy.return_to_device()
+        self.policy.return_parameters()
         self.sync.push(self.policy.version)
         if self.config.rollout.offload_policy:
             self.policy.leave_device()
@@ -581,7 +585,6 @@ class GRPOSession(Session):
 
     def generate_and_score(self, rows: Sequence[dict]) -> tuple[list[str], Tensor, Tensor]:
         self._check_count(len(rows) * self.config.num_generations)
-        self.sync_engines()
         rollouts = self.roll_out_given(rows)
         batch = self.batch_of(rollouts, self.score(rollouts))
         ids = [torch.tensor(sample.tokens) for sample in rollouts.samples]

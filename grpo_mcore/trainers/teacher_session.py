@@ -225,7 +225,6 @@ class TeacherSession(GRPOSession):
 
     def evaluate(self, datasets: dict[str, list[Question]] | None = None) -> dict[str, float]:
         """Teaches the held-out questions. The student is frozen, so it attempts them once."""
-        self.sync_engines()
         metrics = {}
         for name, questions in (datasets or {"eval": self.job.eval}).items():
             own = datasets is None  # which are asked again and again

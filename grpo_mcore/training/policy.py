@@ -73,7 +73,8 @@ class Policy:
             for chunk in self.chunks
         )
         self.optimizer, self.scheduler = build_optimizer(self.ddp, config, model, role, lr_lambda)
-        self.bring_back: Callable[[], None] | None = None
+        self.gone: list[Callable[[], None]] = []
+        """What brings back what has left the device: training state first, then parameters."""
         """Where the policy has left the device: what brings it back."""
         megatron = self.chunks[0].config
         megatron.finalize_model_grads_func = finalize_model_grads
@@ -119,35 +120,58 @@ class Policy:
         self.version += 1
         return {"grad_norm": float(grad_norm), "learning_rate": self.learning_rate}
 
-    def leave_device(self) -> None:
-        """Moves parameters and optimizer to host memory and frees gradients, whose values are lost,
-        so that engines can use the device's memory. The model cannot compute meanwhile."""
+    def free_training_state(self) -> None:
+        """Moves the optimizer to host memory and frees gradients, whose values are lost, so that
+        engines can use the device's memory. The parameters can be read meanwhile."""
+        if self.gone:
+            return
         for ddp in self.ddp:
             ddp.offload_grad_buffers()
-        self.bring_back = offload(
-            chain(self.chunks.parameters(), self.chunks.buffers(), self._states())
-        )
-        device.empty_cache()
+        # In float32 the distributed optimizer's parameters are parts of the model's own.
+        own = {_storage(tensor) for tensor in self._model()}
+        bring_back = offload(state for state in self._states() if _storage(state) not in own)
 
-    def return_to_device(self) -> None:
-        """Undoes `leave_device`, if it was called."""
-        if self.bring_back:
-            self.bring_back()
-            self.bring_back = None
+        def undo() -> None:
+            bring_back()
             for ddp in self.ddp:
                 ddp.restore_grad_buffers()
 
+        self.gone.append(undo)
+        device.empty_cache()
+
+    def leave_device(self) -> None:
+        """Frees the training state and moves the parameters to host memory too. The model cannot
+        compute meanwhile."""
+        self.free_training_state()
+        if len(self.gone) == 1:
+            self.gone.append(offload(self._model()))
+            device.empty_cache()
+
+    def return_parameters(self) -> None:
+        """Brings the parameters back, if they have left."""
+        self._return(1)
+
+    def return_to_device(self) -> None:
+        """Brings back all that has left."""
+        self._return(0)
+
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Off the device, if it was not yet. Parameters held in FP8 cannot leave."""
-        leaves = self.bring_back is None and not self.holds_fp8
-        if leaves:
+        """Off the device, from which parameters held in FP8 cannot leave; then as it was before."""
+        before = len(self.gone)
+        if not self.holds_fp8:
             self.leave_device()
         try:
             yield
         finally:
-            if leaves:
-                self.return_to_device()
+            self._return(before)
+
+    def _return(self, still_gone: int) -> None:
+        while len(self.gone) > still_gone:
+            self.gone.pop()()
+
+    def _model(self) -> Iterator[Tensor]:
+        return chain(self.chunks.parameters(), self.chunks.buffers())
 
     def _states(self) -> Iterator[Tensor]:
         """The optimizer's tensors."""
@@ -229,3 +253,7 @@ def release(chunks: ModuleList) -> None:
     for parameter in chunks.parameters():
         parameter.data = torch.empty(0)
     device.empty_cache()
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -466,6 +466,43 @@ def test_truncated_sampling_has_no_limit(train, capsys):
     assert "sync ok: 0 of " in output and "warning: step" not in output
 
 
+def test_a_policy_that_makes_room_for_its_engines_trains_the_same(model, tmp_path, monkeypatch):
+    """Only a GPU needs it, so that a config that asks for it on a CPU is refused."""
+    found, settings = {"push": [], "submit": []}, {"max_steps": 3, "beta": 0.1}
+    push, submit, parameters = WeightSync.push, RolloutPool.submit, []
+
+    def look(name) -> None:
+        held = parameters[0].untyped_storage(), parameters[0].main_grad.untyped_storage()
+        found[name].append([bool(storage.nbytes()) for storage in held])
+
+    def pushed(sync, *arguments):
+        parameters[:] = sync.chunks.parameters()
+        look("push")
+        return push(sync, *arguments)
+
+    def submitted(*arguments):
+        look("submit")
+        return submit(*arguments)
+
+    monkeypatch.setattr(WeightSync, "push", pushed)
+    monkeypatch.setattr(RolloutPool, "submit", submitted)
+    runs = []
+    for makes_room in (False, True):
+        trainer = trainer_of(job(model, tmp_path / str(makes_room), **settings))
+        trainer.args.rollout.offload_policy = makes_room
+        for each in found.values():
+            each.clear()
+        trainer.train()
+        runs.append(timeless(steps_of(trainer)))
+    # Whether there were parameters, and gradients; the first sync is before the run.
+    assert found == {"push": [[True, True]] + [[True, False]] * 2, "submit": [[False, False]] * 3}
+    without_sync = [
+        [{k: v for k, v in row.items() if not k.startswith("sync/")} for row in rows]
+        for rows in runs
+    ]
+    assert without_sync[0] == without_sync[1]
+
+
 # Resuming.
 
 

@@ -51,12 +51,19 @@ def test_away_is_not_left_twice_nor_with_fp8(role, tiny_models):
         assert not is_there()
         raise RuntimeError
     assert is_there()
+    policy.free_training_state()
+    assert is_there()
+    with policy.away():
+        assert not is_there()
+    assert is_there() and policy.gone
     policy.leave_device()
     with policy.away():
         assert not is_there()
     assert not is_there()
+    policy.return_parameters()
+    assert is_there() and policy.gone
     policy.return_to_device()
-    assert is_there()
+    assert is_there() and not policy.gone
     policy.holds_fp8 = True
     with policy.away():
         assert is_there()
@@ -77,10 +84,16 @@ def test_training_goes_on_exactly(role, tiny_models, dtype, distributed):
             losses.append(policy.compute_gradients(batch(step), loss)["loss"])
             policy.step()
             if leaves:
-                policy.leave_device()
                 held = [*policy.chunks.parameters()]
-                held += [p.main_grad for p in held]
-                assert not any(tensor.untyped_storage().nbytes() for tensor in held)
+                before = [p.clone() for p in held]
+                policy.free_training_state()
+                assert all(map(torch.equal, held, before))
+                assert not any(p.main_grad.untyped_storage().nbytes() for p in held)
+                states = policy.optimizer.optimizer.state.values()
+                moments = [state["exp_avg"] for state in states]
+                assert moments and not any(m.untyped_storage().nbytes() for m in moments)
+                policy.leave_device()
+                assert not any(p.untyped_storage().nbytes() for p in held)
             policy.return_to_device()
         found.append((losses, [p.clone() for p in policy.chunks.parameters()]))
     (stayed, weights), (left, others) = found
