@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from grpo_mcore import device
 from grpo_mcore.config import RolloutConfig
-from grpo_mcore.errors import KnownError
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.rollout.engine import Call, Engine, EngineCalls, EngineError
 from grpo_mcore.rollout.requests import Completion, Generated, Request, check_requests
@@ -28,7 +27,7 @@ PROGRESS_SECONDS = 30.0
 """Whoever waits longer for a generation is told every so often how far it is."""
 
 
-class StaleEngine(KnownError, RuntimeError):
+class StaleEngine(EngineError):
     """Generation was asked of an engine that does not hold the trainer's weights."""
 
 

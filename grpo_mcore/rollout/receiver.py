@@ -54,6 +54,7 @@ class WeightReceiver:
             self.buffers = []  # those of the last delivery, before there are others
             self.delivery, self.buffers = delivery, self._open(delivery)
         model = self.model_runner.model
+        _forget_unfinished(model)
         held = _names_of_parameters(model)
         self.kernels = []
         if self.device.type == "cpu":
@@ -70,11 +71,6 @@ class WeightReceiver:
             _reload_info(layer).load_numel_total = 0  # vLLM takes the layer for prepared
             if self.device.type == "cpu" and layer is not model.lm_head:
                 layer.cpu_linear = None  # a repacked copy that nothing multiplies by
-        for layer in model.modules():
-            # Of a sync that was broken off vLLM would count what it has, and take what is sent anew
-            # for the rest.
-            _reload_info(layer).load_numel = 0
-            _reload_info(layer).loaded_weights.clear()
         initialize_layerwise_reload(model)
         # No tensor is sent for a parameter that vLLM makes of others once they are loaded, as the
         # scales of weights in FP8, nor for one that it removes then.
@@ -151,6 +147,18 @@ class WeightReceiver:
             arguments[6] = torch.cuda.current_device()  # the device's number in this process
             buffers.append(rebuild_cuda_tensor(*arguments))
         return buffers
+
+
+def _forget_unfinished(model: torch.nn.Module) -> None:
+    """Undoes what a sync that was broken off has begun of layers it has not finished; vLLM would
+    take what is sent anew for the rest of them."""
+    from vllm.model_executor.model_loader.reload import layerwise
+
+    for layer in model.modules():
+        info = _reload_info(layer)
+        if info.can_load():
+            layerwise._place_kernel_tensors(layer, info)
+            info.reset()
 
 
 def _names_of_parameters(model: torch.nn.Module) -> set[str]:

@@ -24,13 +24,15 @@ from grpo_mcore.errors import ConfigError, PhaseTimeout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import Mailbox
 from grpo_mcore.rollout.engine import EngineError
-from grpo_mcore.rollout.pool import RolloutPool
+from grpo_mcore.rollout.pool import RolloutPool, StaleEngine
 from grpo_mcore.rollout.requests import Request, RequestError, request_seed
 from grpo_mcore.weights.sync import SyncError
 
 PROBES = 5
 """Sampled for a diagnosis."""
-CARRIED = {kind.__name__: kind for kind in (ConfigError, RequestError, EngineError, SyncError)}
+CARRIED = {
+    kind.__name__: kind for kind in (ConfigError, RequestError, EngineError, StaleEngine, SyncError)
+}
 """Errors that the mailbox carries to the other role, by name."""
 
 

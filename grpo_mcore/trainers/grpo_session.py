@@ -134,6 +134,8 @@ class GRPOSession(Session):
         """That the engines were proven to hold when last asked; those that sleep hold none."""
         self.difference: SyncError | None = None
         """What the sync that ended a step has found."""
+        self.sent: dict[str, float] = {}
+        """What a step's sync has moved, until the step's record has it."""
         self.sync_engines()
         self.loop.say(self.job.describe())
 
@@ -189,7 +191,8 @@ class GRPOSession(Session):
             # What comes next is sampled by this policy, which may have to make room first.
             if not (self.held or self.config.rollout.offload_policy):
                 with phases("sync"):
-                    metrics |= self._try_to_sync()
+                    self._try_to_sync()
+        metrics, self.sent = metrics | self.sent, {}
         self.training_span = (self.training_span[0], time.time())
         kl = metrics.get("kl")
         self.trainer.current_kl = None if kl is None else torch.tensor([kl])
@@ -200,14 +203,11 @@ class GRPOSession(Session):
         """Says what the step's samples prove of the hand-over of weights.
 
         Raises:
-            SyncError: when the engines were given other weights than the step has made.
             MismatchError: when trainer and engines disagree by more than the run allows.
         """
         mismatch = metrics.get("sampling/mismatch")
         is_high = bool(metrics["sampling/mismatch_warning"])
         self.loop.say(verdict(self.sampled_by, mismatch, is_high))
-        if self.difference:
-            raise self.difference
         if warning := self.mismatch_limits.judge(step, mismatch):
             self.loop.say(warning)
 
@@ -403,7 +403,16 @@ class GRPOSession(Session):
         return {name.removeprefix("eval_"): value for name, value in found.items()}
 
     def sync_engines(self) -> dict[str, float]:
-        """Gives the engines the policy's weights, unless they have them."""
+        """Gives the engines the policy's weights, unless they have them.
+
+        Raises:
+            SyncError: when they were given others, now or by the step before.
+
+        Returns:
+            What has moved, as metrics.
+        """
+        if self.difference:
+            raise self.difference
         sent = {}
         if self.pool.behind(self.policy.version):
             sent = self.sync.push(self.policy.version)
@@ -411,17 +420,22 @@ class GRPOSession(Session):
         self.synced_version = self.pool.version
         return {f"sync/{name}": float(value) for name, value in sent.items()}
 
-    def _try_to_sync(self) -> dict[str, float]:
-        """The step is made, whatever becomes of the engines: who next needs them finds out, and of
-        weights that differ `step_recorded`."""
+    def _try_to_sync(self) -> None:
+        """The step is made, whatever becomes of the engines: who next needs them finds out."""
         try:
-            return self.sync_engines()
+            self.sent = self.sync_engines()
         except SyncError as error:
             self.difference = error
-            return {}
         except EngineError as error:
             self.loop.say(f"warning: {error}")
-            return {}
+
+    def run_ended(self) -> None:
+        """
+        Raises:
+            SyncError: when the last step's weights differ in the engines, which nobody needed.
+        """
+        if self.difference:
+            raise self.difference
 
     def sample_policy(self, requests: list[Request]) -> list[Completion]:
         """One completion a request, in order."""
@@ -437,11 +451,18 @@ class GRPOSession(Session):
         try:
             if makes_room:
                 self.policy.free_training_state()
-            self.sync_engines()
-            if makes_room:
+                with self.phases("sync"):
+                    self.sent |= self.sync_engines()
                 self.policy.leave_device()
+            else:
+                self.sync_engines()
             yield
             self.pool.sleep()
+        except EngineError:
+            if makes_room:  # for the policy, which is saved
+                self.pool.close()
+                self.role.all_gather(None)
+            raise
         finally:  # what is saved when engines fail has to be there
             self.policy.return_to_device()
 

@@ -22,7 +22,7 @@ class HandOver:
     """What sampled a generation.
 
     Attributes:
-        engine: the version all engines were proven to hold then, every tensor by its checksum.
+        engine: the version all engines were proven to hold then, by checksums of what was sent.
         trainer: the policy's version then, whose log-probabilities are compared with theirs.
         tensors: how many the newest sync before it had sent and proven.
         model: whose version `engine` is: the trainer's, or the reference of so many updates.

@@ -255,8 +255,7 @@ class Loop:
                 losses.append(metrics["loss"])
             if self.progress:
                 self.progress.step(self.done, with_aliases(metrics))
-            with self._saving_where_engines_fail(state, tensors):
-                step_recorded(self.done, metrics)
+            step_recorded(self.done, metrics)
             runner.step_end(metrics, epoch)
             is_last = self.done == config.max_steps
             with self._saving_where_engines_fail(state, tensors):

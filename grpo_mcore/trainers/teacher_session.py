@@ -285,6 +285,7 @@ class TeacherSession(GRPOSession):
     def run_ended(self) -> None:
         if self.loop.progress:
             self.loop.say(f"report: {write_report(self.loop.directory)}")
+        super().run_ended()
 
     def rest(self) -> None:
         self.student.close()

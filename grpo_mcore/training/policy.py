@@ -75,7 +75,6 @@ class Policy:
         self.optimizer, self.scheduler = build_optimizer(self.ddp, config, model, role, lr_lambda)
         self.gone: list[Callable[[], None]] = []
         """What brings back what has left the device: training state first, then parameters."""
-        """Where the policy has left the device: what brings it back."""
         megatron = self.chunks[0].config
         megatron.finalize_model_grads_func = finalize_model_grads
         megatron.grad_scale_func = self.optimizer.scale_loss

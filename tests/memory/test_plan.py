@@ -93,6 +93,22 @@ def test_both_placements(planned):
     assert awake > 0 and "KV cache" not in only.phases["update"]
 
 
+def test_a_policy_that_makes_room(planned):
+    """Its reference stays; at the sync its weights are there to be read."""
+    stays, leaves = (
+        place(
+            planned("gsm8k_qwen2.5", "beta=0.1", f"rollout.offload_policy={makes_room}"),
+            "teacher device",
+        )
+        for makes_room in ("false", "true")
+    )
+    gone = {"gradients", "optimizer"}
+    assert stays["sync"].keys() - leaves["sync"].keys() == gone
+    assert stays["generate"].keys() - leaves["generate"].keys() == gone | {"weights"}
+    assert leaves["generate"]["reference model"] == leaves["sync"]["weights"] > 0
+    assert leaves["update"] == stays["update"]
+
+
 @pytest.mark.parametrize(
     "overrides, helps",
     [

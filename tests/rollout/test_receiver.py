@@ -119,6 +119,13 @@ def test_a_sync_that_was_broken_off_leaves_nothing(waits):
     assert torch.equal(layer.up, 3 * WEIGHT)
 
 
+def test_what_vllm_removes_is_not_missed_after_one_that_was_broken_off(model, waits):
+    worker = Worker(model)
+    begin_sync(worker, {})
+    assert sync(worker, {"layer.weight": WEIGHT}).not_loaded == []
+    assert torch.equal(model.layer.weight, WEIGHT / 11)
+
+
 def test_a_gpu_has_read_the_buffer_before_it_may_be_written_again(model, waits):
     sync(Worker(model), {"layer.weight": WEIGHT})
     assert waits

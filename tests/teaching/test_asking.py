@@ -9,10 +9,20 @@ import torch.distributed as dist
 
 from grpo_mcore.config import ConfigError, TeacherGRPOConfig
 from grpo_mcore.data.tokenizer import Tokenizer
+from grpo_mcore.errors import KnownError
 from grpo_mcore.parallel.world import Mailbox
 from grpo_mcore.rollout.engine import EngineError
+from grpo_mcore.rollout.pool import StaleEngine
 from grpo_mcore.rollout.requests import Completion, Generated, RequestError, check_requests
-from grpo_mcore.teaching.student import RemoteStudent, Student, StudentWork, answer_of, serve
+from grpo_mcore.teaching.student import (
+    RemoteStudent,
+    Student,
+    StudentWork,
+    answer_of,
+    outcome_of,
+    serve,
+)
+from grpo_mcore.weights.sync import SyncError
 
 DEADLINE = 20.0
 
@@ -78,3 +88,13 @@ def test_what_the_teacher_cannot_do_is_told_as_the_error_it_is(mailboxes):
     _, told = serve(None, role, mailboxes[1])
     with pytest.raises(ConfigError, match="task: too long"):
         answer_of(told)
+
+
+@pytest.mark.parametrize("kind", [ConfigError, RequestError, EngineError, StaleEngine, SyncError])
+def test_whatever_engines_fail_by_comes_back_as_what_it_is(kind):
+    def ask():
+        raise kind("student: why")
+
+    with pytest.raises(KnownError) as raised:
+        answer_of(outcome_of(ask))
+    assert type(raised.value) is kind and str(raised.value) == "student: why"

@@ -2,7 +2,10 @@
 
 import itertools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import peft
 import pytest
@@ -51,15 +54,17 @@ def engine():
 
 @pytest.fixture
 def train(model, tmp_path):
-    """Trains with settings; returns the trainer."""
+    """Trains with settings; returns the trainer. `makes_room` is rollout.offload_policy, which is
+    for GPUs, so that a config that has it is refused here."""
 
-    def run(reward=text_reward, name="run", resume=None, output=None, **settings):
+    def run(reward=text_reward, name="run", resume=None, output=None, makes_room=False, **settings):
         names = (
             "train_dataset", "eval_dataset", "peft_config", "tools", "environment", "rollout_func",
             "compute_metrics",
         )  # fmt: skip
         others = {key: settings.pop(key) for key in names if key in settings}
         trainer = trainer_of(job(model, output or tmp_path / name, **settings), reward, **others)
+        trainer.args.rollout.offload_policy = makes_room
         trainer.train(resume)
         return trainer
 
@@ -426,37 +431,53 @@ def test_a_run_stops_above_its_limit_and_keeps_the_record(train, tmp_path):
     assert row["sampling/mismatch"] > 1.12
 
 
-def test_a_run_stops_at_a_weight_that_changed_on_its_way(train, monkeypatch):
-    """In the sync after the second step, which is kept."""
-    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 100}
-    whole, submit, stream = train(name="whole", **settings), _Link.submit, WeightSync._send_weights
-    sending = []
+@contextmanager
+def corrupted(sync: int) -> Iterator[None]:
+    """A weight changes on its way in the sync of this number, of which the first is before the
+    run."""
+    submit, stream, begun = _Link.submit, WeightSync._send_weights, []
 
     def send_weights(sync, *arguments):
-        sending.append(sync)
+        begun.append(sync)
         return stream(sync, *arguments)
 
     def corrupt(link, method, *arguments):
-        if method == "receive_bucket" and len(sending) == 3:  # the first is before the run
+        if method == "receive_bucket" and len(begun) == sync:
             number, place = arguments
-            for slot in sending[-1].slots[number]:
+            for slot in begun[-1].slots[number]:
                 if slot.name == "model.layers.2.mlp.down_proj.weight":
-                    sending[-1].buffers[place][slot.offset + 7] ^= 1
+                    begun[-1].buffers[place][slot.offset + 7] ^= 1
         submit(link, method, *arguments)
 
-    with monkeypatch.context() as patches:
-        patches.setattr(WeightSync, "_send_weights", send_weights)
-        patches.setattr(_Link, "submit", corrupt)
-        with pytest.raises(SyncError) as raised:
-            train(**settings)
+    counting = patch.object(WeightSync, "_send_weights", send_weights)
+    with counting, patch.object(_Link, "submit", corrupt):
+        yield
+
+
+def all_but_syncs(output: Path) -> list[dict]:
+    rows = timeless(records(output))
+    return [{k: v for k, v in row.items() if not k.startswith("sync/")} for row in rows]
+
+
+@pytest.mark.parametrize("makes_room", [False, True])
+def test_a_run_stops_at_a_weight_that_changed_on_its_way(train, tmp_path, makes_room):
+    """In the sync after the second step, which is kept; its evaluation is made up for."""
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 100}
+    settings |= {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": ROWS[:2]}
+    train(name="whole", **settings)
+    with corrupted(3), pytest.raises(SyncError) as raised:
+        train(makes_room=makes_room, **settings)
     first, last = str(raised.value).splitlines()
     assert "tensor model.layers.2.mlp.down_proj.weight is" in first
     assert last == "step 2 is saved; resume=auto goes on from it"
-    rows, expected = (timeless(steps_of(t)) for t in (train(resume="auto", **settings), whole))
-    for row in (rows[1], expected[1]):  # the sync that failed has sent nothing
-        for name in [name for name in row if name.startswith("sync/")]:
-            del row[name]
-    assert rows == expected
+    train(resume="auto", **settings)
+    assert all_but_syncs(tmp_path / "run") == all_but_syncs(tmp_path / "whole")
+
+
+def test_a_weight_that_changed_after_the_last_step_is_told_once_the_model_is_saved(train, tmp_path):
+    with corrupted(3), pytest.raises(SyncError, match=r"tensor model\.layers\.2\.mlp\.down_proj"):
+        train(max_steps=2)
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
 
 
 def test_truncated_sampling_has_no_limit(train, capsys):
@@ -466,8 +487,7 @@ def test_truncated_sampling_has_no_limit(train, capsys):
     assert "sync ok: 0 of " in output and "warning: step" not in output
 
 
-def test_a_policy_that_makes_room_for_its_engines_trains_the_same(model, tmp_path, monkeypatch):
-    """Only a GPU needs it, so that a config that asks for it on a CPU is refused."""
+def test_a_policy_that_makes_room_for_its_engines_trains_the_same(train, monkeypatch):
     found, settings = {"push": [], "submit": []}, {"max_steps": 3, "beta": 0.1}
     push, submit, parameters = WeightSync.push, RolloutPool.submit, []
 
@@ -488,19 +508,16 @@ def test_a_policy_that_makes_room_for_its_engines_trains_the_same(model, tmp_pat
     monkeypatch.setattr(RolloutPool, "submit", submitted)
     runs = []
     for makes_room in (False, True):
-        trainer = trainer_of(job(model, tmp_path / str(makes_room), **settings))
-        trainer.args.rollout.offload_policy = makes_room
         for each in found.values():
             each.clear()
-        trainer.train()
+        trainer = train(name=f"makes room {makes_room}", makes_room=makes_room, **settings)
         runs.append(timeless(steps_of(trainer)))
     # Whether there were parameters, and gradients; the first sync is before the run.
     assert found == {"push": [[True, True]] + [[True, False]] * 2, "submit": [[False, False]] * 3}
-    without_sync = [
-        [{k: v for k, v in row.items() if not k.startswith("sync/")} for row in rows]
-        for rows in runs
-    ]
-    assert without_sync[0] == without_sync[1]
+    # It is given the engines when they are to sample: not after the last step, nor in the first.
+    sent = [{k: row.pop(k) for k in list(row) if k.startswith("sync/")} for row in runs[0]]
+    assert [{k: row.pop(k) for k in sent[0] if k in row} for row in runs[1]] == [{}, *sent[:2]]
+    assert runs[0] == runs[1]
 
 
 # Resuming.
