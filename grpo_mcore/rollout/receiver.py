@@ -156,7 +156,7 @@ def _forget_unfinished(model: torch.nn.Module) -> None:
 
     for layer in model.modules():
         info = _reload_info(layer)
-        if info.can_load():
+        if info.kernel_tensors is not None:
             layerwise._place_kernel_tensors(layer, info)
             info.reset()
 
