@@ -35,15 +35,17 @@ def killing(
 
     def submit_and_kill(engine: Engine, method: str, *arguments) -> Call:
         nonlocal has_engines
+        is_meant = engine.name.startswith(of)
+        has_engines |= is_meant
+        is_time = is_meant and len(calls) >= after and left[:1] == [PHASES.get(method)]
+        # To look takes long enough for a generation to end meanwhile.
+        found = processes(engine)[victim] if is_time else []
         call = submit(engine, method, *arguments)
-        if engine.name.startswith(of):
-            has_engines = True
-            is_time = len(calls) >= after
-            if method == "generate":
-                calls.append(call)
-            if is_time and left and left[0] == PHASES.get(method):
-                left.pop(0)
-                kill(engine, call, victim)
+        if is_meant and method == "generate":
+            calls.append(call)
+        if is_time:
+            left.pop(0)
+            kill(engine, call, victim, found)
         return call
 
     Engine.submit = submit_and_kill
@@ -54,12 +56,15 @@ def killing(
     assert not (left and has_engines), f"not killed at {left}"
 
 
-def kill(engine: Engine, call: Call, victim: str) -> None:
-    """SIGKILL, once the call is under way."""
+def kill(engine: Engine, call: Call, victim: str, found: list[psutil.Process]) -> None:
+    """SIGKILL to the last of those `found`, or where there were none yet, of those that come; once
+    the call is under way."""
     while call.method == "generate" and len(call.finished) < DEATH_AFTER:
+        assert not engine.is_dead
         time.sleep(1e-3)
-    while not (found := processes(engine)[victim]):
+    while not found:
         time.sleep(1e-2)
+        found = processes(engine)[victim]
     os.kill(found[-1].pid, signal.SIGKILL)
 
 
