@@ -169,9 +169,10 @@ class Job:
         stays = is_colocated and config.disable_student_offloading
         beside = joined([context, *([engines["student"], kept] if stays else [])])
         weights = {"engine weights": engines["teacher"].get("engine weights", 0)}
-        gone = {"gradients", "optimizer"} if config.rollout.offload_policy else set()
-        syncs = _without(gone, teacher["sync"])
-        generates = _without(gone and gone | {"weights"}, teacher["generate"])
+        syncs, generates = teacher["sync"], teacher["generate"]
+        if config.rollout.offload_policy:
+            syncs = _without({"gradients", "optimizer"}, syncs)
+            generates = _without({"gradients", "optimizer", "weights"}, generates)
         buckets = {"buckets": teacher["sync"]["buckets"]}
         phases = {
             # The engine, which has just started, is awake at its first sync.

@@ -24,16 +24,13 @@ from grpo_mcore.errors import ConfigError, PhaseTimeout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import Mailbox
 from grpo_mcore.rollout.engine import EngineError
-from grpo_mcore.rollout.pool import RolloutPool, StaleEngine
+from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Request, RequestError, request_seed
-from grpo_mcore.weights.sync import SyncError
 
 PROBES = 5
 """Sampled for a diagnosis."""
-CARRIED = {
-    kind.__name__: kind for kind in (ConfigError, RequestError, EngineError, StaleEngine, SyncError)
-}
-"""Errors that the mailbox carries to the other role, by name."""
+CARRIED = {kind.__name__: kind for kind in (RequestError, ConfigError, EngineError)}
+"""Errors that the mailbox carries to the other role, by name; any as the first kind it is of."""
 
 
 @dataclass(frozen=True)
@@ -351,7 +348,8 @@ def outcome_of(ask: Callable[[], Any]) -> dict:
     try:
         return {"answer": ask()}
     except tuple(CARRIED.values()) as error:
-        return {"error": [type(error).__name__, str(error)]}
+        name = next(name for name, kind in CARRIED.items() if isinstance(error, kind))
+        return {"error": [name, str(error)]}
 
 
 def answer_of(outcome: dict) -> Any:

@@ -144,7 +144,7 @@ def test_a_frozen_student(lessons, tmp_path, placement, rewards):
 
 
 def test_one_of_two_engines(lessons, tmp_path):
-    """The other goes on, and what it says is not asked for again."""
+    """The other goes on."""
     layout = [*PLACEMENTS["colocated"], "rollout.student_engines=2"]
     lessons(tmp_path / "left alone", "text", "", 0, *layout)
     said = lessons(tmp_path / "killed", "text", "student-1:generate,sync", 2, *layout)

@@ -102,8 +102,9 @@ def completions_of(trainer) -> list[dict]:
     return records(Path(trainer.args.output_dir), "completions")
 
 
-def timeless(rows: list[dict]) -> list[dict]:
-    return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
+def timeless(rows: list[dict], *others: str) -> list[dict]:
+    """Without times, and what begins as `others` do."""
+    return [{k: v for k, v in row.items() if not k.startswith((*TIMES, *others))} for row in rows]
 
 
 def rows_of(parts: list[dict]) -> list[tuple[int, ...]]:
@@ -454,11 +455,6 @@ def corrupted(sync: int) -> Iterator[None]:
         yield
 
 
-def all_but_syncs(output: Path) -> list[dict]:
-    rows = timeless(records(output))
-    return [{k: v for k, v in row.items() if not k.startswith("sync/")} for row in rows]
-
-
 @pytest.mark.parametrize("makes_room", [False, True])
 def test_a_run_stops_at_a_weight_that_changed_on_its_way(train, tmp_path, makes_room):
     """In the sync after the second step, which is kept; its evaluation is made up for."""
@@ -471,7 +467,8 @@ def test_a_run_stops_at_a_weight_that_changed_on_its_way(train, tmp_path, makes_
     assert "tensor model.layers.2.mlp.down_proj.weight is" in first
     assert last == "step 2 is saved; resume=auto goes on from it"
     train(resume="auto", **settings)
-    assert all_but_syncs(tmp_path / "run") == all_but_syncs(tmp_path / "whole")
+    rows, whole = (timeless(records(tmp_path / name), "sync/") for name in ("run", "whole"))
+    assert rows == whole
 
 
 def test_a_weight_that_changed_after_the_last_step_is_told_once_the_model_is_saved(train, tmp_path):
