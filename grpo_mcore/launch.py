@@ -17,6 +17,7 @@ from grpo_mcore.config.compose import compose_config
 from grpo_mcore.config.functions import load_function
 from grpo_mcore.errors import KnownError, MismatchError
 from grpo_mcore.parallel.world import is_rank_zero, world_size
+from grpo_mcore.preflight.settings import check_settings
 from grpo_mcore.rewards import RewardError
 
 CPU_EXPERIMENT, GPU_EXPERIMENT = "demo", "gsm8k_qwen2.5"
@@ -49,6 +50,7 @@ def prepare(config: TeacherGRPOConfig, script: Path) -> None:
     """
     if config.prepare is None:
         return
+    check_settings(config)  # what can be found wrong without the models it makes
     root = script.resolve().parent.parent
     load_function(f"prepare={config.prepare}", config.prepare, root)(config)
 
@@ -58,15 +60,13 @@ def launch(script: str, arguments: list[str]) -> None:
     the numbers torchrun's own variables give."""
     from torch.distributed.run import main as torchrun
 
-    from grpo_mcore.trainers.loop import choose_start
-    from grpo_mcore.trainers.preflight import check_job
-    from grpo_mcore.trainers.settings import check_settings
+    from grpo_mcore.checkpoint.start import choose_start
+    from grpo_mcore.preflight.teaching_job import check_job
 
     with one_line_errors():
         nodes = _number("NNODES", 1)
         per_node = _number("NPROC_PER_NODE", device.local_count())
         config = configure(Path(script), arguments)
-        check_settings(config)
         prepare(config, Path(script))
         config, _ = check_job(config, nodes * per_node)
         choose_start(config)
@@ -85,10 +85,8 @@ def run(script: str, arguments: list[str]) -> None:
     """One rank of the job."""
     with one_line_errors():
         from grpo_mcore.trainers import TeacherGRPOTrainer
-        from grpo_mcore.trainers.settings import check_settings
 
         config = configure(Path(script), arguments)
-        check_settings(config)
         prepare(config, Path(script))
         TeacherGRPOTrainer(config).train()
 

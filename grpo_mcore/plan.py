@@ -22,14 +22,13 @@ from grpo_mcore.memory.show import Plan
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.preflight.batches import with_batches
+from grpo_mcore.preflight.judge import check_judge_placed, check_judge_used
+from grpo_mcore.preflight.layouts import choose_layouts, count_engines
+from grpo_mcore.preflight.settings import check_settings, check_training
 from grpo_mcore.rewards import as_reward_specs
-from grpo_mcore.trainers.batches import with_batches
-from grpo_mcore.trainers.judges import check_judge_used
-from grpo_mcore.trainers.layouts import choose_layouts, count_engines
-from grpo_mcore.trainers.named_rewards import rewards_of
-from grpo_mcore.trainers.preflight import check_judge_placed
-from grpo_mcore.trainers.settings import check_settings, check_training
-from grpo_mcore.trainers.teacher_session import measures_likelihood
+from grpo_mcore.rewards.named import rewards_of
+from grpo_mcore.teaching.lesson import measures_likelihood
 
 CONFIGS = Path(__file__).resolve().parents[1] / "examples/configs"
 

@@ -184,7 +184,7 @@ class Steps:
 
     def update(self, rows: int, length: int) -> None:
         from grpo_mcore.data.order import GenerationCycle
-        from grpo_mcore.trainers.grpo_update import GRPOUpdate
+        from grpo_mcore.steps.update import GRPOUpdate
 
         update = GRPOUpdate(self.policy, self.reference, self.config, GenerationCycle(1, 1, 1))
         update(dict(self.batch))

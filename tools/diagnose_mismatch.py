@@ -18,10 +18,11 @@ from grpo_mcore import device
 from grpo_mcore.launch import one_line_errors
 
 device.prepare()
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from grpo_mcore.rollout.probe import join_workers  # noqa: E402
-from grpo_mcore.trainers.pair import Pair, open_pair, pair_parser  # noqa: E402
 from grpo_mcore.training.probe import probe_model  # noqa: E402
+from tools.pair import Pair, open_pair, pair_parser  # noqa: E402
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
 """What rounding explains: a few hundred times the type's precision, as it adds up over layers."""

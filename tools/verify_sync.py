@@ -21,14 +21,15 @@ from grpo_mcore import device
 from grpo_mcore.launch import one_line_errors
 
 device.prepare()
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from grpo_mcore.objectives.agreement import agreement  # noqa: E402
 from grpo_mcore.objectives.metrics import combine  # noqa: E402
 from grpo_mcore.rollout.requests import Request  # noqa: E402
-from grpo_mcore.trainers.pair import Pair, open_pair, pair_parser  # noqa: E402
 from grpo_mcore.training.batch import align, pad_batch  # noqa: E402
 from grpo_mcore.training.pipeline import compute_log_probs  # noqa: E402
 from grpo_mcore.weights.sync import SyncError  # noqa: E402
+from tools.pair import Pair, open_pair, pair_parser  # noqa: E402
 
 VERSION = 1
 MAX_MISMATCH = {"float32": 1.001, "bfloat16": 1.1}

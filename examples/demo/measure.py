@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.demo.problems import CONSTANT_HINTS, teaching_text
+from grpo_mcore.checkpoint.stored import StoredModel
 from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.data.questions import Question, load_questions
+from grpo_mcore.preflight.teaching_job import check_job
 from grpo_mcore.teaching.classroom import Classroom
 from grpo_mcore.teaching.lesson import Attempt, Lesson, summarise
-from grpo_mcore.trainers.preflight import check_job
-from grpo_mcore.trainers.stored import StoredModel
 from grpo_mcore.trainers.tutor import open_engines
 
 

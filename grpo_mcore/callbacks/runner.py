@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
@@ -59,6 +60,8 @@ class CallbackRunner:
         objects: what transformers' events are given by name beside them ("model",
             "processing_class", "optimizer", "lr_scheduler", "train_dataloader",
             "eval_dataloader"); None until the trainer sets them.
+        current_rewards, current_kl: [samples] and [1] of the newest step, for the trainer's own
+            methods to log; None where there are none.
     """
 
     def __init__(self, callbacks: Iterable[AnyCallback], trainer, config):
@@ -74,6 +77,8 @@ class CallbackRunner:
         self.args = CallbackArguments(config)
         self.state, self.control = TrainerState(), TrainerControl()
         self.objects = dict.fromkeys(OBJECTS)
+        self.current_rewards: Tensor | None = None
+        self.current_kl: Tensor | None = None
         self.agree: Callable = lambda value: value
         self.hooks = [hooks_of(DefaultFlowCallback), TrainerHooks(trainer)]
         for callback in callbacks:

@@ -20,6 +20,8 @@ from grpo_mcore.config.trainers import (
     TeacherGRPOConfig,
     TeachingConfig,
     TrainingConfig,
+    trained_model,
+    trained_section,
 )
 from grpo_mcore.errors import ConfigError
 
@@ -41,4 +43,6 @@ __all__ = [
     "TeachingConfig",
     "TemplatesConfig",
     "TrainingConfig",
+    "trained_model",
+    "trained_section",
 ]

@@ -379,3 +379,12 @@ class TeacherGRPOConfig(TrainingConfig, GroupConfig, TeachingConfig):
     prepare: str | None = None
     """"package.module:function", called with this configuration before the job: makes the
     models and data the experiment names, where they are missing."""
+
+
+def trained_section(config: TrainingConfig) -> str:
+    """The section of the model that is trained."""
+    return "teacher" if hasattr(config, "teacher") else "model"
+
+
+def trained_model(config: TrainingConfig) -> ModelConfig:
+    return getattr(config, trained_section(config))

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
-from grpo_mcore.errors import one_line
+from grpo_mcore.errors import ConfigError, one_line
 
 
 class Tokenizer:
@@ -59,6 +60,16 @@ class Tokenizer:
             declared = json.loads(file.read_text()).get("eos_token_id")
             ends |= set(declared if isinstance(declared, list) else [declared])
         return sorted(ends - {None})
+
+
+def load_tokenizer(key: str, path: str, tokenizer: Any = None) -> Tokenizer:
+    """`tokenizer`, or if that is None the one in directory `path`, the value of setting `key`."""
+    if tokenizer is not None:
+        return Tokenizer(path, tokenizer)
+    try:
+        return Tokenizer(path, saved_tokenizer(path))
+    except ValueError as error:
+        raise ConfigError(f"{key}={path}: no tokenizer that loads: {error}") from error
 
 
 def saved_tokenizer(source: str) -> PreTrainedTokenizerBase:

@@ -6,7 +6,7 @@ import re
 import torch
 from torch import Tensor
 
-from grpo_mcore.errors import FilesError
+from grpo_mcore.errors import ConfigError, FilesError
 from grpo_mcore.models.families import FAMILIES
 from grpo_mcore.models.hf_files import HFReader
 from grpo_mcore.models.rules import Rule
@@ -83,6 +83,15 @@ def check_tensors(reader: HFReader, shape: ModelShape) -> list[str]:
         if not _HARMLESS.search(name) and not _is_tied_copy(reader, shape, name):
             raise FilesError(f"{where}: tensor {name} is none of a {shape.family} model's")
     return spare
+
+
+def check_weights(key: str, path: str, shape: ModelShape) -> None:
+    """Checks, by their headers, that the safetensors in directory `path`, the value of setting
+    `key`, are whole and hold a model of `shape`."""
+    try:
+        check_tensors(HFReader(path), shape)
+    except FilesError as error:  # which begins with the path
+        raise ConfigError(f"{key}={error}") from error
 
 
 def _is_tied_copy(reader: HFReader, shape: ModelShape, name: str) -> bool:

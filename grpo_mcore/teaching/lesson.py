@@ -1,12 +1,13 @@
 """A lesson: question, the student's unaided answers and approach, a teaching, the taught answer."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, pstdev
 
 from grpo_mcore.data.questions import Question
 from grpo_mcore.data.text import extract_teaching
-from grpo_mcore.rewards import Grader, leaks_answer
+from grpo_mcore.rewards import Grader, RewardSpec, leaks_answer
 from grpo_mcore.rewards.grading import STRICT_TEXT
 from grpo_mcore.teaching.student import StudentWork
 
@@ -152,3 +153,26 @@ def summarise(lessons: list[Lesson]) -> dict[str, float]:
         "teaching_length_mean": fmean(tokens),
         "teaching_length_std": pstdev(tokens),
     } | ({"likelihood_gain": fmean(gains)} if gains else {})
+
+
+LIKELIHOOD_GAINS = "likelihood_gains"
+"""The column that is measured only where a reward function names it; else it holds None."""
+LESSON_COLUMNS: dict[str, Callable[[Lesson], object]] = {
+    "questions": lambda lesson: lesson.attempt.question.text,
+    "ground_truths": lambda lesson: lesson.attempt.question.answer,
+    "baseline_solutions": lambda lesson: lesson.attempt.solutions,
+    "solutions": lambda lesson: lesson.solution,
+    "baseline_answers": lambda lesson: lesson.attempt.baselines,
+    "answers": lambda lesson: lesson.answer,
+    "student_approaches": lambda lesson: lesson.attempt.approach,
+    "teachings": lambda lesson: lesson.teaching,
+    "teaching_tokens": lambda lesson: lesson.teaching_tokens,
+    LIKELIHOOD_GAINS: lambda lesson: lesson.likelihood_gain,
+    "reference_tokens": lambda lesson: lesson.attempt.reference_tokens,
+}
+"""What reward functions are offered beside the dataset's columns."""
+
+
+def measures_likelihood(specs: Sequence[RewardSpec]) -> bool:
+    """Whether a reward wants to know how likely the student finds the right answers."""
+    return any(spec.asks_for(LIKELIHOOD_GAINS) for spec in specs)

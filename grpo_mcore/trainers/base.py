@@ -16,72 +16,17 @@ from torch import Tensor
 from grpo_mcore.callbacks import CallbackRunner
 from grpo_mcore.callbacks.runner import AnyCallback
 from grpo_mcore.checkpoint.resume import AUTO, find_checkpoint
-from grpo_mcore.config import ConfigError, TrainingConfig
+from grpo_mcore.checkpoint.start import Start, choose_start
+from grpo_mcore.config import ConfigError, TrainingConfig, trained_model
 from grpo_mcore.config.nemo import from_arguments
-from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.sources import push_folder
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import World, is_rank_zero, join, world_size
 from grpo_mcore.report.result import TrainingResult, TrainOutput, training_result
 from grpo_mcore.report.trackers import tracker_callbacks
+from grpo_mcore.steps.session import Attendance, Session
 from grpo_mcore.trainers.arguments import split_arguments
-from grpo_mcore.trainers.loop import Loop, Start, choose_start, trained_model
-from grpo_mcore.trainers.saving import write_policy
-from grpo_mcore.training.policy import Policy
-
-
-class Session(ABC):
-    """What a trainer holds while its processes work together: models, optimizer, engines. Its
-    methods are called by all ranks of the trained model's role."""
-
-    policy: Policy
-    shape: ModelShape
-    loop: Loop
-    evaluates: bool
-    """Whether there is anything to evaluate on."""
-
-    @abstractmethod
-    def train_step(self, step: int) -> dict[str, float]:
-        """Optimizer step `step` (from 0). Returns its metrics."""
-
-    @abstractmethod
-    def evaluate(self, datasets: dict | None = None) -> dict[str, float]:
-        """Metrics, without "eval_".
-
-        Args:
-            datasets: of the kind the trainer's `_open_evals` gives; None: the trainer's own.
-        """
-
-    def state(self) -> dict:
-        """What a checkpoint shall hold beside the policy, as JSON."""
-        return {}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """And as tensors, the same on all ranks."""
-        return {}
-
-    def step_recorded(self, step: int, metrics: dict[str, float]) -> None:  # noqa: B027
-        """After the record of step `step` (from 1) and its line on the terminal."""
-
-    def run_ended(self) -> None:  # noqa: B027
-        """After the trained model is written."""
-
-    def rest(self) -> None:  # noqa: B027  most have nobody who waits
-        """After each of the trainer's methods: nothing more is asked for the time being."""
-
-
-def of_dataset(name: str, metrics: dict[str, float]) -> dict[str, float]:
-    """An evaluation's metrics on the dataset `name` of `open_eval_datasets`, without "eval_"."""
-    prefix = name.removeprefix("eval").removeprefix("_")
-    return {f"{prefix}_{key}" if prefix else key: value for key, value in metrics.items()}
-
-
-class Attendance:
-    """The session of processes that train nothing, but work for those that do."""
-
-    @abstractmethod
-    def serve(self) -> None:
-        """Works until those that train rest."""
+from grpo_mcore.weights.saving import write_policy
 
 
 class BaseTrainer(ABC):
@@ -93,8 +38,6 @@ class BaseTrainer(ABC):
     Attributes:
         args: the configuration; once the data are known, with batch sizes and steps as numbers.
         runner: callbacks, and transformers' `state` and `control`.
-        current_rewards: [samples] of the newest step, its KL divergence [1]; for hooks. None where
-            there are none.
     """
 
     algorithm: ClassVar[str]
@@ -121,8 +64,6 @@ class BaseTrainer(ABC):
         self.runner = CallbackRunner(
             [*(callbacks or ()), *tracker_callbacks(args.report_to)], self, args
         )
-        self.current_rewards: Tensor | None = None
-        self.current_kl: Tensor | None = None
         self._session: Session | Attendance | None = None
         self._cleanup = ExitStack()
         self._depth = 0
@@ -206,13 +147,7 @@ class BaseTrainer(ABC):
             if isinstance(session, Attendance):
                 session.serve()
                 return TrainOutput(0, math.nan, {})
-            output = session.loop.run(
-                session.train_step,
-                session.evaluate if session.evaluates else None,
-                session.state,
-                session.tensors,
-                session.step_recorded,
-            )
+            output = session.loop.run(session)
             final = Path(self.args.output_dir) / "final"
             self._write_model(session, final)
             session.loop.say(f"trained model: {final}")
@@ -302,6 +237,16 @@ class BaseTrainer(ABC):
         return self.runner.state
 
     @property
+    def current_rewards(self) -> Tensor | None:
+        """[samples] of the newest step, for hooks; None where there are none."""
+        return self.runner.current_rewards
+
+    @property
+    def current_kl(self) -> Tensor | None:
+        """[1], the newest step's KL divergence, for hooks; None where there is none."""
+        return self.runner.current_kl
+
+    @property
     def control(self):
         """transformers' TrainerControl."""
         return self.runner.control
@@ -350,7 +295,7 @@ class BaseTrainer(ABC):
         """Saves all that the run needs to go on into folder `path`/iter_..."""
         with self._working() as session:
             if session:
-                session.loop.save_to(Path(path), session.state(), session.tensors())
+                session.loop.saves.save_to(Path(path), session.loop.done, session)
 
     def load_checkpoint(self, path: str) -> None:
         """Goes to the step of a checkpoint, or of the newest in a folder of them; `fit` does, where

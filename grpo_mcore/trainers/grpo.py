@@ -12,18 +12,34 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from grpo_mcore.callbacks.runner import AnyCallback
-from grpo_mcore.config import ConfigError, GRPOConfig
+from grpo_mcore.checkpoint.start import Start
+from grpo_mcore.config import ConfigError, GRPOConfig, trained_model
 from grpo_mcore.data.prompts import Prompt
 from grpo_mcore.data.sources import Rows
 from grpo_mcore.models.sources import local_model
 from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import World, world_size
+from grpo_mcore.preflight.grpo_job import check_grpo
+from grpo_mcore.preflight.judge import check_judge_used
+from grpo_mcore.preflight.models import check_reference
+from grpo_mcore.report.phases import Phases
 from grpo_mcore.report.result import TrainingResult
 from grpo_mcore.rewards import (
     RewardSource,
     RewardSpec,
     as_reward_specs,
 )
+from grpo_mcore.rollout.pool import RolloutPool
+from grpo_mcore.rollout.start import spec_of_trained, start_engines
+from grpo_mcore.steps import by_hand
+from grpo_mcore.steps.grpo_step import GRPOSession
+from grpo_mcore.steps.policy_engines import PolicyEngines
+from grpo_mcore.steps.prompt_sampler import ENVIRONMENT_REWARD, PromptSampler
+from grpo_mcore.steps.sampler import Sampler
+from grpo_mcore.steps.scoring import Scoring
+from grpo_mcore.steps.session import Session
+from grpo_mcore.steps.update import open_reference
 from grpo_mcore.trainers.arguments import (
     check_kind,
     either,
@@ -32,12 +48,8 @@ from grpo_mcore.trainers.arguments import (
     with_model,
     with_optimizers,
 )
-from grpo_mcore.trainers.base import BaseTrainer, Session
-from grpo_mcore.trainers.engines import spec_of_trained, start_engines
-from grpo_mcore.trainers.grpo_job import check_grpo
-from grpo_mcore.trainers.grpo_session import ENVIRONMENT_REWARD, GRPOSession
-from grpo_mcore.trainers.judges import check_judge_used
-from grpo_mcore.trainers.preflight import check_reference
+from grpo_mcore.trainers.base import BaseTrainer
+from grpo_mcore.training.policy import Policy
 
 TEACHING = (
     "baseline_samples", "max_probe_tokens", "max_answer_tokens", "student_temperature",
@@ -243,7 +255,39 @@ class GRPOTrainer(BaseTrainer):
         )
         pool = start_engines(role, spec, job.engines, rollout, args.output_dir)
         cleanup.callback(pool.close)
-        return GRPOSession(self, world, pool, start)
+        sample = self.rollout_func and (lambda prompts: self.rollout_func(prompts, self))
+
+        def sampler(engines: PolicyEngines, scoring: Scoring) -> Sampler:
+            return PromptSampler(job, args, role, engines, scoring, sample, self.compute_metrics)
+
+        return self._steps(role, pool, start, sampler)
+
+    def _steps(
+        self,
+        role: Role,
+        pool: RolloutPool,
+        start: Start,
+        sampler: Callable[[PolicyEngines, Scoring], Sampler],
+        samples_from_reference: bool = False,
+    ) -> GRPOSession:
+        """The steps' parts, put together. Engines may still be starting while models load."""
+        args, job, phases = self.args, self.job, Phases()
+        engines = PolicyEngines(pool, args, phases)
+        scoring = Scoring(self.rewards, args, role, phases, self.runner)
+        model = trained_model(args)
+        policy = Policy(role, job.shape, model, args, args.peft_config, self.lr_lambda)
+        return GRPOSession(
+            args,
+            job,
+            policy,
+            open_reference(policy, args, self.ref_path),
+            sampler(engines, scoring),
+            scoring,
+            engines,
+            start,
+            self.runner,
+            samples_from_reference,
+        )
 
     def _open_evals(self, datasets: Any) -> dict[str, Rows[Prompt]]:
         return self.job.open_evals(datasets)
@@ -273,7 +317,7 @@ class GRPOTrainer(BaseTrainer):
         with self._together() as session:
             if session is None:
                 return [], torch.empty(0, 0), torch.empty(0)
-            return session.generate_and_score(inputs)
+            return by_hand.generate_and_score(session, inputs)
 
     def compute_loss(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """The loss of given completions under the policy, without a gradient: training takes
@@ -295,7 +339,7 @@ class GRPOTrainer(BaseTrainer):
         with self._working() as session:
             if session is None:
                 return torch.tensor(torch.nan)
-            return torch.tensor(session.compute_loss(inputs), dtype=torch.float64)
+            return torch.tensor(by_hand.compute_loss(session, inputs), dtype=torch.float64)
 
 
 def _environment_reward(name: str) -> Callable:

@@ -1,55 +1,9 @@
 """Supervised fine-tuning on texts, conversations, or prompts and their completions."""
 
-from typing import ClassVar
-
-from torch import Tensor
-
 from grpo_mcore.config import SFTConfig
-from grpo_mcore.data.packing import number_documents
-from grpo_mcore.data.sources import Rows
-from grpo_mcore.data.supervised import Example, load_examples
-from grpo_mcore.models.inputs import check_packing
-from grpo_mcore.models.shape import ModelShape
-from grpo_mcore.objectives.metrics import mean_of
-from grpo_mcore.objectives.sft import sft_loss
-from grpo_mcore.trainers.offline import OfflineSession, OfflineTrainer
-from grpo_mcore.training.batch import Batch, align, pad_batch
-
-
-class SFTSession(OfflineSession):
-    """The loss of an update is the mean over its target tokens."""
-
-    shown: ClassVar[dict[str, str]] = {
-        "loss": "loss {:.4f}",
-        "grad_norm": "grad norm {:.2f}",
-        "eval_loss": "loss {:.4f}",
-    }
-
-    def make_batch(self, rows: Rows[Example], numbers: list[int], counted: int) -> Batch:
-        examples = [rows[number] for number in numbers]
-        batch = pad_batch(
-            [example.tokens[:1] for example in examples],
-            [example.tokens[1:] for example in examples],
-            self.policy.length_multiple,
-        )
-        batch["mask"] = align([example.targets[1:] for example in examples], batch["mask"])
-        batch["mask"][counted:] = 0
-        batch["weights"] = batch["mask"] / batch["mask"].sum().clamp(min=1)
-        if self.config.packing:
-            documents = [example.documents for example in examples]
-            batch["documents"] = number_documents(documents, batch["tokens"].shape[1])
-        return batch
-
-    def loss(
-        self, log_probs: Tensor, entropy: Tensor, part: Batch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = sft_loss(log_probs, part["weights"])
-        return loss, {"loss": loss}
-
-    def measures(
-        self, log_probs: Tensor, entropy: Tensor, part: Batch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return log_probs.sum(), {"loss": mean_of(-log_probs, part["mask"])}
+from grpo_mcore.preflight.offline_job import load_supervised
+from grpo_mcore.steps.sft_step import SFTSession
+from grpo_mcore.trainers.offline import OfflineTrainer
 
 
 class SFTTrainer(OfflineTrainer):
@@ -61,20 +15,7 @@ class SFTTrainer(OfflineTrainer):
 
     algorithm = "sft"
     config_class = SFTConfig
-    session_class = SFTSession
+    load = staticmethod(load_supervised)
 
-    def _check(self, shape: ModelShape) -> None:
-        if self.args.packing:
-            check_packing("model", shape, self.args.model)
-
-    def _load(self, rows: Rows[dict], max_length: int) -> Rows[Example]:
-        config = self.args
-        return load_examples(
-            rows,
-            self.tokenizer.inner,
-            max_length,
-            config.completion_only_loss,
-            config.assistant_only_loss,
-            config.packing,
-            config.dataset_text_field,
-        )
+    def _steps(self, *parts) -> SFTSession:
+        return SFTSession(*parts)

@@ -8,6 +8,7 @@ adaptive prompt the guidance was sampled from, not on the bare question.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from grpo_mcore.config import (
@@ -21,27 +22,26 @@ from grpo_mcore.config import (
 from grpo_mcore.data.questions import Question
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import World, world_size
+from grpo_mcore.preflight.judge import check_judge_used
+from grpo_mcore.preflight.lengths import check_references
+from grpo_mcore.preflight.settings import SAMPLES_FROM_REFERENCE
+from grpo_mcore.preflight.teaching_job import check_job, read_questions
 from grpo_mcore.rewards import AdaptiveTeachingReward
+from grpo_mcore.rewards.named import rewards_of
+from grpo_mcore.rollout.pool import RolloutPool
+from grpo_mcore.steps.policy_engines import PolicyEngines
+from grpo_mcore.steps.sampler import Sampler
+from grpo_mcore.steps.scoring import Scoring
+from grpo_mcore.steps.session import Attendance, Session
+from grpo_mcore.steps.side_roles import JudgeAttendance, JudgeLink, StudentAttendance
+from grpo_mcore.steps.teaching_engines import models_away, ready_student, start_role_engines
+from grpo_mcore.steps.teaching_sampler import TeachingSampler
 from grpo_mcore.teaching.classroom import grader_of
-from grpo_mcore.teaching.lesson import Attempt
-from grpo_mcore.teaching.student import answer_of, outcome_of
+from grpo_mcore.teaching.lesson import LESSON_COLUMNS, Attempt, measures_likelihood
+from grpo_mcore.teaching.student import RemoteStudent, answer_of, outcome_of
 from grpo_mcore.teaching.tutoring import Tutoring, TutoringMethods
 from grpo_mcore.trainers.arguments import UNSET, with_model
-from grpo_mcore.trainers.base import Attendance, Session
 from grpo_mcore.trainers.grpo import GRPOTrainer
-from grpo_mcore.trainers.judges import JudgeAttendance, JudgeLink, check_judge_used
-from grpo_mcore.trainers.lengths import check_references
-from grpo_mcore.trainers.named_rewards import rewards_of
-from grpo_mcore.trainers.preflight import check_job, read_questions
-from grpo_mcore.trainers.settings import check_settings
-from grpo_mcore.trainers.teacher_engines import ready_student, start_role_engines
-from grpo_mcore.trainers.teacher_session import (
-    LESSON_COLUMNS,
-    USES_REFERENCE,
-    StudentAttendance,
-    TeacherSession,
-    measures_likelihood,
-)
 
 
 class TeacherTrainer(TutoringMethods):
@@ -87,8 +87,8 @@ class TeacherTrainer(TutoringMethods):
         with self._together() as session:
             if session is None:
                 return answer_of(self._session.told)
-            outcome = outcome_of(lambda: ask(session.tutoring))
-            session.student.tell(outcome)
+            outcome = outcome_of(lambda: ask(session.sampler.tutoring))
+            session.sampler.student.tell(outcome)
             return answer_of(outcome)
 
     def _attempts(self, problems: list[str]) -> list[Attempt]:
@@ -97,7 +97,7 @@ class TeacherTrainer(TutoringMethods):
         with self._together() as session:
             if session is None:
                 return []
-            return session.classroom.ask_attempts(questions, "asked").result()[0]
+            return session.sampler.classroom.ask_attempts(questions, "asked").result()[0]
 
 
 class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
@@ -195,7 +195,6 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
         self._refuse_unused(self.args)
         if not self._is_complete():
             raise ConfigError("train_dataset=None: give a dataset, here, as data.train or to fit()")
-        check_settings(self.args)
         self.args, self.job = check_job(
             self.args, world_size(), self.train_dataset, self.eval_dataset, self.processing_class
         )
@@ -208,7 +207,9 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
             )
         stop = self.args.rollout.mismatch_stop
         if self.use_reference_teacher_model and stop is not None:
-            raise ConfigError(f"rollout.mismatch_stop={stop}: leave it out with {USES_REFERENCE}")
+            raise ConfigError(
+                f"rollout.mismatch_stop={stop}: leave it out with {SAMPLES_FROM_REFERENCE}"
+            )
         self.reward_sources = self.reward_sources or rewards_of(self.args)
         check_judge_used(self.reward_sources, self.args.judge.path)
         columns = {*self.job.train[0].columns, *LESSON_COLUMNS}
@@ -217,55 +218,59 @@ class TeacherGRPOTrainer(GRPOTrainer, TeacherTrainer):
             if isinstance(source, AdaptiveTeachingReward) and source.tokenizer is None:
                 source.tokenizer = self.job.tokenizer.inner
         if self.measures_likelihood:
-            self._check_references(self.job.train + self.job.eval)
+            check_references(
+                self.args,
+                self.job.train + self.job.eval,
+                self.job.shapes["student"],
+                self.job.tokenizers["student"],
+            )
 
     @property
     def measures_likelihood(self) -> bool:
         return measures_likelihood(self.rewards)
 
-    def _check_references(self, questions: list[Question]) -> None:
-        shape, tokenizer = self.job.shapes["student"], self.job.tokenizers["student"]
-        check_references(self.args, questions, shape, tokenizer)
-
     def _world(self) -> tuple[dict[str, Layout], str, float]:
         return self.job.layouts, self.job.placement, self.args.rollout.deadline_seconds
 
     def _open_session(self, world: World, cleanup: ExitStack) -> Session | Attendance:
+        args, job, roles, mailbox = self.args, self.job, world.roles, world.mailbox
         start = student = judge = None
-        if "judge" in world.roles:
-            return JudgeAttendance(self.args, world, cleanup)
-        if "teacher" in world.roles:
-            if self.args.judge.path:
-                judge = JudgeLink(self.args, world, cleanup)
-            start = self._choose_start(world, "teacher")
-        if "student" in world.roles:
-            pool = start_role_engines(world.roles["student"], self.args, self.job, world.mailbox)
+
+        def start_engines(name: str) -> RolloutPool:
+            pool = start_role_engines(roles[name], args, job, mailbox)
             cleanup.callback(pool.close)
-            student = ready_student(
-                world.roles["student"], pool, self.args, self.job, self.measures_likelihood
-            )
-        if "teacher" not in world.roles:
+            return pool
+
+        if "judge" in roles:
+            return JudgeAttendance(args, world, cleanup)
+        if "teacher" in roles:
+            if args.judge.path:
+                judge = JudgeLink(args, world, cleanup)
+            start = self._choose_start(world, "teacher")
+        if "student" in roles:
+            pool = start_engines("student")
+            student = ready_student(roles["student"], pool, args, job, self.measures_likelihood)
+        if "teacher" not in roles:
             return StudentAttendance(student, world)
-        pool = start_role_engines(world.roles["teacher"], self.args, self.job, world.mailbox)
-        cleanup.callback(pool.close)
-        session = TeacherSession(self, world, pool, start, student, judge)
+        teacher = roles["teacher"]
+        asked = student or RemoteStudent(teacher, mailbox)
+
+        def sampler(engines: PolicyEngines, scoring: Scoring) -> Sampler:
+            return TeachingSampler(
+                job, args, teacher, engines, scoring, asked, judge, self.logging_prob
+            )
+
+        session = self._steps(
+            teacher, start_engines("teacher"), start, sampler, self.use_reference_teacher_model
+        )
+        if student:
+            student.pool.make_room = partial(models_away, session.policy, student)
         if judge:
             judge.tell(self.reward_sources)
         return session
 
     def _open_evals(self, datasets: Any) -> dict[str, list[Question]]:
-        return {"eval": self.read_further(datasets)}
-
-    def read_further(self, dataset: Any) -> list[Question]:
-        """Questions beside the trainer's own.
-
-        Raises:
-            ConfigError: for what is no dataset of questions, or too long.
-        """
-        questions = read_questions(self.args, self.job, dataset)
-        if self.measures_likelihood:
-            self._check_references(questions)
-        return questions
+        return {"eval": read_questions(self.args, self.job, datasets, self.measures_likelihood)}
 
 
 def teacher_config(args: GRPOConfig) -> TeacherGRPOConfig:

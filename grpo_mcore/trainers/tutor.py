@@ -7,23 +7,24 @@ from pathlib import Path
 from typing import Any, Self
 
 from grpo_mcore import device
+from grpo_mcore.checkpoint.stored import StoredModel, check_stored, find_model, settings_of_run
 from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig
 from grpo_mcore.config.compose import override_config
+from grpo_mcore.data.tokenizer import load_tokenizer
 from grpo_mcore.models.sources import local_model
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import join, world_size
+from grpo_mcore.preflight.lengths import Lengths
+from grpo_mcore.preflight.settings import check_model, check_numbers, check_templates
+from grpo_mcore.preflight.teaching_job import TeachingJob
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Completion, Request
+from grpo_mcore.rollout.start import start_engines
+from grpo_mcore.steps.teaching_engines import engine_spec, fill_engines, ready_student
 from grpo_mcore.teaching.diagnosis import DiagnosticResult
 from grpo_mcore.teaching.student import Student
 from grpo_mcore.teaching.tutoring import KEY, Tutoring, TutoringMethods, check_task
 from grpo_mcore.trainers.base import BaseTrainer
-from grpo_mcore.trainers.engines import start_engines
-from grpo_mcore.trainers.lengths import Lengths
-from grpo_mcore.trainers.preflight import Job, load_tokenizer
-from grpo_mcore.trainers.settings import check_model, check_numbers, check_templates
-from grpo_mcore.trainers.stored import StoredModel, check_stored, find_model, settings_of_run
-from grpo_mcore.trainers.teacher_engines import engine_spec, fill_engines, ready_student
 
 ROLES = ("teacher", "student")
 LONGEST = 4096
@@ -51,7 +52,7 @@ class Engines:
 
 @contextmanager
 def open_engines(
-    config: TeacherGRPOConfig, job: Job, student: StoredModel | None = None
+    config: TeacherGRPOConfig, job: TeachingJob, student: StoredModel | None = None
 ) -> Iterator[Engines]:
     """Starts the engines of both roles, local and for one process; the teacher's hold nothing yet.
 
@@ -146,7 +147,7 @@ class Tutor(TutoringMethods):
         lengths = Lengths(**{role: min(shapes[role].positions, LONGEST) for role in ROLES})
         layouts = {role: Layout() for role in ROLES}
         self.config, self._models = config, models
-        self._job = Job(
+        self._job = TeachingJob(
             "colocated", layouts, shapes, tokenizers, [], [], 0, lengths,
             dict.fromkeys(ROLES, 1), 0.0,
         )  # fmt: skip

@@ -5,13 +5,18 @@ token t + 1: its mask, log-probability, weight.
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from grpo_mcore.parallel.groups import Role
 
 Batch = dict[str, Tensor]
 """Tensors [sequences] or [sequences, tokens]; "tokens" and "mask" [sequences, tokens] are always
 there. "lengths" [sequences]: what is left of each row when the padding at its end is cut off.
 "documents" [sequences, tokens] (`data.packing.number_documents`): tokens attend only within their
 document."""
+OF_LAST_STAGE = ("reference", "old")
+"""Entries that only the last pipeline stage has; zeros on others."""
 
 
 def pad_batch(
@@ -40,3 +45,13 @@ def align(values: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
     laid = torch.zeros_like(mask)
     laid[mask.bool()] = torch.tensor([v for row in values for v in row], dtype=mask.dtype)
     return laid
+
+
+def everywhere(batch: Batch, role: Role) -> Batch:
+    """The batch with what only the last pipeline stage has on every rank."""
+    whole = dict(batch)
+    for name in OF_LAST_STAGE:
+        if name in batch:
+            whole[name] = batch[name].clone()
+            dist.all_reduce(whole[name], group=role.groups.pp)
+    return whole

@@ -17,9 +17,9 @@ from grpo_mcore.config.compose import compose_config
 from grpo_mcore.models.build import load_model
 from grpo_mcore.models.lora import add_adapters
 from grpo_mcore.parallel.world import join, world_size
+from grpo_mcore.preflight.teaching_job import check_job
 from grpo_mcore.rollout.requests import Request
-from grpo_mcore.trainers.preflight import check_job
-from grpo_mcore.trainers.teacher_engines import start_role_engines
+from grpo_mcore.steps.teaching_engines import start_role_engines
 from grpo_mcore.training.batch import pad_batch
 from grpo_mcore.training.pipeline import compute_log_probs
 from grpo_mcore.training.split import Split

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import torch
 
+from grpo_mcore.checkpoint.start import ANEW
 from grpo_mcore.config import LayoutConfig
 from grpo_mcore.config.compose import compose_config
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import join
 from grpo_mcore.rollout.requests import Request
-from grpo_mcore.trainers.loop import ANEW
-from grpo_mcore.trainers.teacher_engines import ready_student, start_role_engines
+from grpo_mcore.steps.grpo_step import GRPOSession
+from grpo_mcore.steps.teaching_engines import ready_student, start_role_engines
+from grpo_mcore.steps.teaching_sampler import TeachingSampler
 from grpo_mcore.trainers.teacher_grpo import TeacherGRPOTrainer
-from grpo_mcore.trainers.teacher_session import TeacherSession
 from grpo_mcore.weights.export import export_model
 from grpo_mcore.weights.gather import stream_tensors
 
@@ -93,22 +94,28 @@ def run_case(name: str, config, shared: dict, output: Path) -> None:
     with join(job.layouts, job.placement, 240) as world:
         pools = {n: pool_for(role, config, job, shared) for n, role in world.roles.items()}
         student = ready_student(world.roles["student"], pools["student"], config, job)
-        loop = TeacherSession(trainer, world, pools["teacher"], ANEW, student, None)
+        teacher = world.roles["teacher"]
+        loop = trainer._steps(
+            teacher,
+            pools["teacher"],
+            ANEW,
+            lambda *parts: TeachingSampler(job, config, teacher, *parts, student),
+        )
         metrics = loop.train_step(0)
-        shape = job.shapes["teacher"]
+        plan = loop.engines.sync.plan
         streams = stream_tensors(
-            loop.policy.chunks, shape, loop.sync.plan, loop.role, lambda p: p.main_grad
+            loop.policy.chunks, loop.shape, plan, teacher, lambda p: p.main_grad
         )
         gradients = {k: v.clone() for tensors in streams for k, v in tensors.items()}
         found = {"metrics": metrics, "gradients": gradients}
         if name == TRAINED:
             found |= train_on(loop, config, output / "exported")
-        for unused in loop.prefetched.values():
+        for unused in loop.sampler.prefetched.values():
             unused.result()
         loop.loop.close()
         if job.engines["teacher"] > 1:
             pools["teacher"].close()
-        if loop.role.rank == 0:
+        if teacher.rank == 0:
             torch.save(found, output / f"{name}.partial")
             (output / f"{name}.partial").rename(output / f"{name}.pt")
 
@@ -124,21 +131,22 @@ def pool_for(role, config, job, shared: dict):
     return pool
 
 
-def train_on(loop: TeacherSession, config, exported: Path) -> dict:
+def train_on(loop: GRPOSession, config, exported: Path) -> dict:
     """More steps; what both engines say before and after, and the exported teacher."""
 
+    classroom, questions = loop.sampler.classroom, loop.job.train[:4]
+
     def student_texts() -> list[str]:
-        attempts, _ = loop.classroom.ask_attempts(loop.job.train[:4], "check").result()
+        attempts, _ = classroom.ask_attempts(questions, "check").result()
         return [text for a in attempts for text in (*a.baselines, a.approach)]
 
     before = student_texts()
-    attempts, _ = loop.classroom.ask_attempts(loop.job.train[:4], "check").result()
-    prompts = [loop.classroom.adaptive_prompt(a) for a in attempts]
+    attempts, _ = classroom.ask_attempts(questions, "check").result()
+    prompts = [classroom.adaptive_prompt(a) for a in attempts]
     for step in range(1, STEPS):
         loop.train_step(step)
-    greedy = loop.pool.generate([Request(p, 12, 0, temperature=0.0) for p in prompts])
-    shape = loop.job.shapes["teacher"]
-    export_model(loop.policy.chunks, shape, loop.role, exported, config.teacher.path)
+    greedy = loop.engines.pool.generate([Request(p, 12, 0, temperature=0.0) for p in prompts])
+    export_model(loop.policy.chunks, loop.shape, loop.role, exported, config.teacher.path)
     return {
         "student_before": before,
         "student_after": student_texts(),

@@ -15,9 +15,10 @@ from grpo_mcore import device
 
 device.prepare()
 
+
 from grpo_mcore.models.names import named_weights  # noqa: E402
-from grpo_mcore.trainers.pair import open_pair, pair_parser  # noqa: E402
 from tools.diagnose_mismatch import TOLERANCES, compare_modules, first_beyond  # noqa: E402
+from tools.pair import open_pair, pair_parser  # noqa: E402
 
 
 def main() -> None:

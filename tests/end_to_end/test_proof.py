@@ -14,8 +14,8 @@ from pathlib import Path
 from grpo_mcore.config.compose import compose_config
 from grpo_mcore.parallel.world import join
 from grpo_mcore.models.build import load_model
-from grpo_mcore.trainers.preflight import check_job
-from grpo_mcore.trainers.teacher_engines import start_role_engines
+from grpo_mcore.preflight.teaching_job import check_job
+from grpo_mcore.steps.teaching_engines import start_role_engines
 from grpo_mcore.rollout.requests import Request
 from grpo_mcore.rollout.pool import StaleEngine
 from grpo_mcore.weights import sync as sync_module

@@ -12,10 +12,11 @@ from tests.end_to_end.conftest import run_command, torchrun
 
 device.prepare()
 
+
 from grpo_mcore.config import ConfigError  # noqa: E402
-from grpo_mcore.trainers.pair import open_pair, pair_parser  # noqa: E402
 from grpo_mcore.weights.sync import SyncError  # noqa: E402
 from tools import verify_sync  # noqa: E402
+from tools.pair import open_pair, pair_parser  # noqa: E402
 
 WORKER = Path(__file__).with_name("probe_worker.py")
 ATTENTION = "decoder.layers.{}.self_attention."

@@ -8,7 +8,7 @@ import torch
 from grpo_mcore.errors import MismatchError
 from grpo_mcore.objectives.agreement import agreement
 from grpo_mcore.objectives.metrics import combine
-from grpo_mcore.trainers.handover import MismatchLimits
+from grpo_mcore.steps.verdict import MismatchLimits
 
 
 def measure(*columns, rows=None):

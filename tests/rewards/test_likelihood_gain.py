@@ -5,7 +5,7 @@ import pytest
 from grpo_mcore import GRPOConfig, GRPOTrainer, TeacherGRPOConfig
 from grpo_mcore.config import ConfigError
 from grpo_mcore.rewards import LikelihoodGainReward, as_reward_specs
-from grpo_mcore.trainers.named_rewards import rewards_of
+from grpo_mcore.rewards.named import rewards_of
 
 GAINS, TOKENS = [3.0, -6.0, None], [4, 2, 0]
 

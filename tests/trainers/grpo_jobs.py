@@ -12,8 +12,8 @@ from grpo_mcore import GRPOConfig, GRPOTrainer
 from grpo_mcore.config import ModelConfig, RolloutConfig
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Completion
+from grpo_mcore.rollout.start import start_engines
 from grpo_mcore.trainers import grpo
-from grpo_mcore.trainers.engines import start_engines
 from tests.conftest import write_family_model
 from tests.environments.scripted import END, call, chat_tokenizer
 

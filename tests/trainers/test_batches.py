@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from grpo_mcore.config import ConfigError, GRPOConfig, SFTConfig
-from grpo_mcore.trainers.batches import (
+from grpo_mcore.preflight.batches import (
     generation_cycle,
     prompts_per_generation,
     steps_per_epoch,

@@ -18,7 +18,7 @@ from grpo_mcore.errors import MismatchError
 from grpo_mcore.objectives.advantages import group_advantages
 from grpo_mcore.rewards import RewardError
 from grpo_mcore.rollout.pool import RolloutPool
-from grpo_mcore.trainers.grpo_update import GRPOUpdate
+from grpo_mcore.steps.update import GRPOUpdate
 from grpo_mcore.weights.sync import SyncError, WeightSync, _Link
 from tests.end_to_end.conftest import records
 from tests.objectives.trl_oracle import QUIET, loss_of, make_trainer
@@ -302,13 +302,13 @@ def parameters(chunks) -> list[torch.Tensor]:
 def test_a_moving_reference(train):
     settings = {"sync_ref_model": True, "ref_model_sync_steps": 2, "ref_model_mixup_alpha": 0.75}
     first = train(name="first", max_steps=1, **settings)
-    initial = parameters(first._session.reference.chunks)
+    initial = parameters(first._session.update.reference.chunks)
     second = train(name="second", max_steps=2, **settings)
     policy = parameters(second._session.policy.chunks)
-    mixed = parameters(second._session.reference.chunks)
+    mixed = parameters(second._session.update.reference.chunks)
     third = train(name="third", max_steps=3, **settings)
     for was, now, moved, later in zip(
-        initial, policy, mixed, parameters(third._session.reference.chunks), strict=True
+        initial, policy, mixed, parameters(third._session.update.reference.chunks), strict=True
     ):
         torch.testing.assert_close(moved, 0.25 * was + 0.75 * now)
         assert torch.equal(moved, later)
@@ -342,13 +342,13 @@ def test_flat_groups_are_replaced(train):
     assert max(row["dynamic_sampling/batches"] for row in metrics) > 1
     assert sum(row["dynamic_sampling/replaced"] for row in metrics) > 0
     taken = 6 + sum(row["dynamic_sampling/replaced"] for row in metrics)
-    assert trainer._session.cursor == taken
+    assert trainer._session.generations.cursor == taken
 
     checkpoint = Path(trainer.args.output_dir) / "checkpoints" / "iter_0000002"
     resumed = train(odd_reward, name="resumed", resume=str(checkpoint), use_dynamic_sampling=True,
                     max_steps=3)  # fmt: skip
     assert timeless(steps_of(resumed)) == timeless(metrics[2:])
-    assert resumed._session.cursor == taken
+    assert resumed._session.generations.cursor == taken
 
 
 def test_replacing_is_bounded(train):

@@ -6,12 +6,8 @@ import pytest
 
 from grpo_mcore.config import ConfigError, GRPOConfig, RolloutConfig
 from grpo_mcore.errors import MismatchError
-from grpo_mcore.trainers.handover import (
-    HandOver,
-    MismatchLimits,
-    check_mismatch_limits,
-    verdict,
-)
+from grpo_mcore.preflight.settings import check_mismatch_limits
+from grpo_mcore.steps.verdict import HandOver, MismatchLimits, verdict
 
 
 def test_verdict_of_proven_samples():

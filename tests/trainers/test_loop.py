@@ -26,7 +26,8 @@ device.prepare()
 
 from grpo_mcore.callbacks import CallbackRunner  # noqa: E402
 from grpo_mcore.checkpoint.run import CheckpointWriter  # noqa: E402
-from grpo_mcore.trainers.loop import Loop, choose_start  # noqa: E402
+from grpo_mcore.checkpoint.start import choose_start  # noqa: E402
+from grpo_mcore.steps.loop import Loop, Steps  # noqa: E402
 from grpo_mcore.training.policy import Policy  # noqa: E402
 
 
@@ -66,26 +67,32 @@ def run(
     """Steps that measure `rewards`, and evaluations `accuracies` (step -> value), or `evaluations`
     one after the other."""
     start = choose_start(config, policy.role)
-    loop = Loop(config, policy.role, policy, start, {}, CallbackRunner(callbacks, None, config))
+    loop = Loop(config, policy, start, {}, CallbackRunner(callbacks, None, config))
     steps = []
 
-    def train_step(step: int) -> dict[str, float]:
-        steps.append(step)
-        losses = policy.compute_gradients(batch(step), loss)
-        policy.step()
-        tokens = 10.0 * (step + 1)
-        return {"reward": rewards[step], "loss": losses["loss"], "num_tokens": tokens}
+    class Measured(Steps):
+        evaluates = bool(accuracies) or evaluations is not None
 
-    def evaluate() -> dict[str, float]:
-        if evaluations is None:
-            return {measured: accuracies[steps[-1] + 1 if steps else 0]}
-        outcome = evaluations.pop(0)
-        if isinstance(outcome, EngineError):
-            raise outcome
-        return {measured: outcome}
+        def train_step(self, step: int) -> dict[str, float]:
+            steps.append(step)
+            losses = policy.compute_gradients(batch(step), loss)
+            policy.step()
+            tokens = 10.0 * (step + 1)
+            return {"reward": rewards[step], "loss": losses["loss"], "num_tokens": tokens}
+
+        def evaluate(self, datasets: dict | None = None) -> dict[str, float]:
+            if evaluations is None:
+                return {measured: accuracies[steps[-1] + 1 if steps else 0]}
+            outcome = evaluations.pop(0)
+            if isinstance(outcome, EngineError):
+                raise outcome
+            return {measured: outcome}
+
+        def state(self) -> dict:
+            return state()
 
     try:
-        loop.run(train_step, evaluate if accuracies or evaluations is not None else None, state)
+        loop.run(Measured())
     finally:
         loop.close()
     return loop
@@ -345,12 +352,12 @@ def test_an_evaluation_that_failed_is_made_up_for_once_and_may_be_the_best(confi
         run(config, policy, evaluations=[EngineError("no engine yet")])
     assert lacks_evaluation(config, 2)
     left = [0.3, 0.4]
-    assert run(config, policy, evaluations=left).best["value"] == 0.3
+    assert run(config, policy, evaluations=left).saves.best["value"] == 0.3
     assert not lacks_evaluation(config, 2)
     assert recorded(config, "best") == "2"
     run(config, policy, evaluations=left)
     assert left == [0.4]
-    assert run(config, policy, evaluations=left).best["value"] == 0.3
+    assert run(config, policy, evaluations=left).saves.best["value"] == 0.3
 
 
 def test_a_step_that_was_saved_before_its_evaluation_failed(config, policy):

@@ -7,7 +7,7 @@ import pytest
 from grpo_mcore import TeacherGRPOConfig
 from grpo_mcore.config import ConfigError
 from grpo_mcore.rewards import AdaptiveTeachingReward, accuracy_reward
-from grpo_mcore.trainers.named_rewards import rewards_of
+from grpo_mcore.rewards.named import rewards_of
 
 
 def test_adaptive_is_the_default_with_the_settings_of_the_configuration():

@@ -18,8 +18,8 @@ from grpo_mcore.config import (
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.parallel.grid import Layout
-from grpo_mcore.trainers.layouts import batch_misfit, why_not
-from grpo_mcore.trainers.preflight import Job, check_job
+from grpo_mcore.preflight.layouts import batch_misfit, why_not
+from grpo_mcore.preflight.teaching_job import TeachingJob, check_job
 from tests.data.sentencepiece_model import train_tokenizer
 
 ROWS = [{"question": f"tom has {n} cards. how many?", "answer": str(n)} for n in range(6)]
@@ -63,7 +63,7 @@ def change(config: TeacherGRPOConfig, values: dict) -> TeacherGRPOConfig:
     return config
 
 
-def job_of(config: TeacherGRPOConfig, world_size: int) -> Job:
+def job_of(config: TeacherGRPOConfig, world_size: int) -> TeachingJob:
     return check_job(config, world_size)[1]
 
 

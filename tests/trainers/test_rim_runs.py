@@ -23,10 +23,10 @@ from grpo_mcore.config import ConfigError, JudgeServerConfig, ModelConfig, Rollo
 from grpo_mcore.config.reward_system import JUDGES, JudgeConfig, JudgeModelConfig, JudgesConfig
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.parallel.grid import Layout
+from grpo_mcore.preflight.layouts import choose_layouts
+from grpo_mcore.preflight.teaching_job import check_judge
 from grpo_mcore.rewards.rim import Endpoint
 from grpo_mcore.rollout.judge_server import JudgeServer
-from grpo_mcore.trainers.layouts import choose_layouts
-from grpo_mcore.trainers.preflight import check_judge
 from tests.end_to_end.conftest import records
 from tests.rewards.judge_endpoint import fake_endpoint, verdict
 

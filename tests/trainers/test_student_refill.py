@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from grpo_mcore.checkpoint.stored import StoredModel
 from grpo_mcore.rollout.engine import EngineError
-from grpo_mcore.trainers import teacher_engines
-from grpo_mcore.trainers.stored import StoredModel
+from grpo_mcore.steps import teaching_engines
 
 
 def test_a_refill_that_fails_leaves_the_generators_as_they_were(monkeypatch):
@@ -23,15 +23,15 @@ def test_a_refill_that_fails_leaves_the_generators_as_they_were(monkeypatch):
         return []
 
     monkeypatch.setattr(StoredModel, "load", load)
-    monkeypatch.setattr(teacher_engines, "release", lambda chunks: None)
-    monkeypatch.setattr(teacher_engines, "WeightSync", lambda *_: SimpleNamespace(push=push))
+    monkeypatch.setattr(teaching_engines, "release", lambda chunks: None)
+    monkeypatch.setattr(teaching_engines, "WeightSync", lambda *_: SimpleNamespace(push=push))
     pool = SimpleNamespace(role=None, wait_until_ready=lambda: None)
     student = SimpleNamespace(path="student")
     config = SimpleNamespace(student=student, seed=3, rollout=SimpleNamespace(bucket_megabytes=1))
     job = SimpleNamespace(
         shapes={"student": None}, tokenizers={"student": None}, placement="separate"
     )
-    teacher_engines.ready_student(None, pool, config, job)
+    teaching_engines.ready_student(None, pool, config, job)
     random.seed(7)
     before = random.getstate()
     with pytest.raises(EngineError):

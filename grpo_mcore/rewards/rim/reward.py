@@ -304,3 +304,8 @@ def _as_text(value: Any) -> str:
     if isinstance(value, Sequence) and len(value) > 1:
         return "\n".join(f"{number}. {text}" for number, text in enumerate(value, 1))
     return str(value[0] if isinstance(value, Sequence) and value else value)
+
+
+def asking_own_judge(sources: Sequence[object]) -> list[RIMReward]:
+    """The rewards that ask the run's own judge."""
+    return [s for s in sources if isinstance(s, RIMReward) and s.needs_own_judge]

@@ -13,6 +13,7 @@ from grpo_mcore.config import (
     RolloutConfig,
     TeacherGRPOConfig,
     TrainingConfig,
+    trained_model,
 )
 from grpo_mcore.config.objective import check_choice, check_objective
 from grpo_mcore.data.text import fields_of
@@ -26,13 +27,24 @@ from grpo_mcore.models.transformer_engine import (
 from grpo_mcore.objectives.correction import refuse_truncated_sampling
 from grpo_mcore.rewards.adaptive import FORMULAS
 from grpo_mcore.rewards.grading import ANSWER_MATCHES, EXTRACTIONS
+from grpo_mcore.rewards.named import rewards_of
 from grpo_mcore.rollout.spec import LORA_RANKS, QUANTIZATIONS
-from grpo_mcore.trainers.handover import check_mismatch_limits
-from grpo_mcore.trainers.loop import trained_model
-from grpo_mcore.trainers.named_rewards import rewards_of
 from grpo_mcore.training.optimizer import check_optimizer
 from grpo_mcore.training.optimizer_names import check_optim, decay_style
 
+UNTOUCHED = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "bad_words": None,
+    "structured_outputs": None,
+}
+"""Settings with which the engine's log-probabilities are the model's own."""
+SAMPLES_FROM_REFERENCE = (
+    "use_reference_teacher_model=True: the model that samples is not the one that is trained"
+)
+"""Why the two then differ rightly."""
 STRUCTURES = ("json", "regex", "choice", "grammar")
 STRUCTURE_OPTIONS = (
     "disable_any_whitespace",
@@ -312,3 +324,38 @@ def check_model(key: str, model: ModelConfig) -> None:
     for name in ("expert_parallel", "virtual_pipeline"):
         _at_least(f"{key}.{name}", getattr(model, name), 1)
     check_layers(key, model, read_facts())
+
+
+def why_incomparable(config: GroupConfig) -> str | None:
+    """The setting by which trainer and engine differ rightly; None where they must agree."""
+    for key, plain in UNTOUCHED.items():
+        value = getattr(config, key)
+        if value and value != plain:
+            return (
+                f"{key}={value}: the engine's log-probabilities are of the tokens it leaves in, "
+                "or as it penalises them, the trainer's of all tokens as they are"
+            )
+    return None
+
+
+def check_mismatch_limits(config: GroupConfig) -> None:
+    """Checks the limits, and that there is something to hold to them.
+
+    Raises:
+        ConfigError: when not.
+    """
+    warn, stop = config.rollout.mismatch_warn, config.rollout.mismatch_stop
+    for key, value in (("mismatch_warn", warn), ("mismatch_stop", stop)):
+        if value is None:
+            continue
+        if not (isinstance(value, int | float) and value >= 1):
+            raise ConfigError(
+                f"rollout.{key}={value!r}: must be a number of at least 1, which is perfect "
+                "agreement"
+            )
+    if warn is not None and stop is not None and stop < warn:
+        raise ConfigError(
+            f"rollout.mismatch_stop={stop}: must be at least rollout.mismatch_warn={warn}"
+        )
+    if stop is not None and (reason := why_incomparable(config)):
+        raise ConfigError(f"rollout.mismatch_stop={stop}: leave it out with {reason}")

@@ -1,23 +1,24 @@
 """The engines of teacher and student, filled with their models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from torch.nn import ModuleList
 
 from grpo_mcore.checkpoint.random_state import random_state, restore_random_state
+from grpo_mcore.checkpoint.stored import StoredModel
 from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import Mailbox
+from grpo_mcore.preflight.teaching_job import TeachingJob
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.spec import EngineSpec
+from grpo_mcore.rollout.start import spec_of_trained, start_engines
 from grpo_mcore.teaching.student import LocalStudent, Student
-from grpo_mcore.trainers.engines import spec_of_trained, start_engines
-from grpo_mcore.trainers.preflight import Job
-from grpo_mcore.trainers.stored import StoredModel
 from grpo_mcore.training.likelihood import FrozenModel
-from grpo_mcore.training.policy import release
+from grpo_mcore.training.policy import Policy, release
 from grpo_mcore.weights.sync import WeightSync
 
 FROZEN = 0
@@ -25,14 +26,14 @@ FROZEN = 0
 
 
 def start_role_engines(
-    role: Role, config: TeacherGRPOConfig, job: Job, mailbox: Mailbox | None = None
+    role: Role, config: TeacherGRPOConfig, job: TeachingJob, mailbox: Mailbox | None = None
 ) -> RolloutPool:
     """Starts the engines of the teacher or the student (`start_engines`)."""
     spec, engines = engine_spec(role.name, config, job), job.engines[role.name]
     return start_engines(role, spec, engines, config.rollout, config.output_dir, mailbox)
 
 
-def engine_spec(role: str, config: TeacherGRPOConfig, job: Job) -> EngineSpec:
+def engine_spec(role: str, config: TeacherGRPOConfig, job: TeachingJob) -> EngineSpec:
     """What the engines of the teacher or the student are started with."""
     rollout, tokenizer = config.rollout, job.tokenizers[role]
     if role == "teacher":
@@ -54,7 +55,7 @@ def ready_student(
     role: Role,
     pool: RolloutPool,
     config: TeacherGRPOConfig,
-    job: Job,
+    job: TeachingJob,
     keeps_model: bool = False,
     stored: StoredModel | None = None,
 ) -> Student:
@@ -80,6 +81,13 @@ def ready_student(
     pool.make_room = student.away
     student.rest()
     return student
+
+
+@contextmanager
+def models_away(policy: Policy, student: Student) -> Iterator[None]:
+    """Teacher and student are off the device, which they share."""
+    with policy.away(), student.away():
+        yield
 
 
 def fill_engines(

@@ -1,11 +1,12 @@
 """Updates of a policy on scored samples: GRPO's batch, what its options want to know of it, the
-loss, the optimizer step."""
+loss, the optimizer step, and the reference model, which may follow."""
+
+from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from grpo_mcore.config import GroupConfig
+from grpo_mcore.config import GroupConfig, trained_model
 from grpo_mcore.data.order import GenerationCycle
 from grpo_mcore.objectives.advantages import compute_advantages
 from grpo_mcore.objectives.agreement import agreement
@@ -16,11 +17,27 @@ from grpo_mcore.objectives.kl import kl_penalty
 from grpo_mcore.objectives.metrics import mean_of
 from grpo_mcore.objectives.weights import equal_weights, mask_truncated, token_weights
 from grpo_mcore.rollout.samples import Sample
-from grpo_mcore.training.batch import Batch, align, pad_batch
+from grpo_mcore.training.batch import Batch, align, everywhere, pad_batch
 from grpo_mcore.training.policy import BaseReference, Policy, Reference
 
-OF_LAST_STAGE = ("reference", "old")
-"""Entries of a batch that only the last pipeline stage has; zeros on others."""
+
+def open_reference(
+    policy: Policy, config: GroupConfig, path: str | None = None
+) -> Reference | BaseReference | None:
+    """The reference model of a run; None where its log-probabilities are not wanted.
+
+    Args:
+        path: its directory; None: that of the policy. With adapters it is then the policy without
+            them.
+    """
+    if not config.beta:
+        return None
+    if config.peft_config and path is None:
+        return BaseReference(policy)
+    model = trained_model(config)
+    return Reference(
+        policy.role, policy.shape, model if path is None else replace(model, path=path), config
+    )
 
 
 class GRPOUpdate:
@@ -77,7 +94,7 @@ class GRPOUpdate:
         """
         config, penalties = self.config, None
         if config.use_kl_in_reward:
-            whole = self.everywhere(batch)
+            whole = everywhere(batch, self.policy.role)
             penalties = kl_penalty(
                 whole["old"], whole["reference"], whole["mask"], config.beta, config.kl_estimator
             )
@@ -92,6 +109,13 @@ class GRPOUpdate:
             config.advantage_estimator,
             penalties,
         )
+
+    def move_reference(self, done: int) -> None:
+        """Moves the reference towards the policy, if that is due after `done` steps (TR-DPO,
+        arXiv:2404.09656)."""
+        config = self.config
+        if config.sync_ref_model and done % config.ref_model_sync_steps == 0:
+            self.reference.mix(self.policy, config.ref_model_mixup_alpha)
 
     def __call__(self, batch: Batch) -> dict[str, float]:
         """One optimizer step on a whole generation, or on rows of it (or of several).
@@ -162,12 +186,3 @@ class GRPOUpdate:
             loss = loss - entropy_bonus(entropy, part["entropy_weights"], self.entropy.applied)
             metrics["entropy/bonus"] = mean_of(entropy, part.get("entropy_mask", mask))
         return loss, metrics | {f"sampling/{name}": value for name, value in more.items()}
-
-    def everywhere(self, batch: Batch) -> Batch:
-        """The batch with what only the last pipeline stage has on every rank."""
-        whole = dict(batch)
-        for name in OF_LAST_STAGE:
-            if name in batch:
-                whole[name] = batch[name].clone()
-                dist.all_reduce(whole[name], group=self.policy.role.groups.pp)
-        return whole

@@ -11,10 +11,10 @@ from grpo_mcore.checkpoint.resume import find_checkpoint
 from grpo_mcore.checkpoint.run import CONFIG, load_model_only
 from grpo_mcore.config import ModelConfig
 from grpo_mcore.models.build import build_model, load_weights
+from grpo_mcore.models.expected import check_weights
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.groups import Role
-from grpo_mcore.trainers.preflight import check_weights
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,21 @@ from pathlib import Path
 import torch
 from torch.nn import ModuleList
 
+from grpo_mcore.checkpoint.stored import check_stored, find_model
 from grpo_mcore.config import ConfigError, ModelConfig, RolloutConfig, TrainingConfig
-from grpo_mcore.data.tokenizer import Tokenizer
+from grpo_mcore.data.tokenizer import Tokenizer, load_tokenizer
 from grpo_mcore.models.build import load_weights
+from grpo_mcore.models.expected import check_weights
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import join, world_size
+from grpo_mcore.preflight.layouts import count_engines, never, why_not, with_experts
+from grpo_mcore.preflight.settings import check_model
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.spec import PROBE, RECEIVER, EngineSpec
-from grpo_mcore.trainers.engines import start_engines
-from grpo_mcore.trainers.layouts import count_engines, never, why_not, with_experts
-from grpo_mcore.trainers.preflight import check_weights, load_tokenizer
-from grpo_mcore.trainers.settings import check_model
-from grpo_mcore.trainers.stored import check_stored, find_model
+from grpo_mcore.rollout.start import start_engines
 from grpo_mcore.training.split import Split
 from grpo_mcore.weights.sync import WeightSync
 

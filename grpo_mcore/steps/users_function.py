@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from grpo_mcore.data.chat import Text
 from grpo_mcore.data.prompts import Prompt
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.rewards import RewardError
@@ -15,8 +16,7 @@ FIELDS = ("prompt_ids", "completion_ids", "logprobs")
 
 
 def sample_by_function(
-    function: Callable,
-    trainer: Any,
+    function: Callable[[list[Text]], dict],
     role: Role,
     prompts: list[Prompt],
     copies: int,
@@ -36,7 +36,7 @@ def sample_by_function(
     share = [prompt for prompt in prompts[first:end] for _ in range(copies)]
 
     def sample() -> tuple[int, dict[str, list]] | None:
-        checked = _checked(function([prompt.text for prompt in share], trainer), len(share))
+        checked = _checked(function([prompt.text for prompt in share]), len(share))
         # Ranks that share a copy of the model were given the same; one of them speaks.
         is_speaker = role.tensor_rank == 0 and role.is_first_stage
         return (role.data_rank, checked) if is_speaker else None

@@ -17,7 +17,7 @@ from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.transformer_engine import fp8_misfit
 from grpo_mcore.parallel.auto_layout import fit_role, fit_roles
 from grpo_mcore.parallel.grid import Layout
-from grpo_mcore.trainers.batches import with_batches
+from grpo_mcore.preflight.batches import with_batches
 
 
 def never(shape: ModelShape, model: ModelConfig) -> str | None:

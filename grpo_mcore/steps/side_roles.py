@@ -1,4 +1,4 @@
-"""The run's own judge: where it runs, and who is told of it."""
+"""Roles beside the one that trains: a frozen student's ranks, and the run's own judge."""
 
 import os
 import socket
@@ -6,37 +6,31 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from grpo_mcore.config import ConfigError, TeacherGRPOConfig
+from grpo_mcore.config import TeacherGRPOConfig
 from grpo_mcore.parallel.world import World
 from grpo_mcore.rewards import RewardSource
-from grpo_mcore.rewards.rim import Endpoint, RIMReward
+from grpo_mcore.rewards.rim import Endpoint, asking_own_judge
 from grpo_mcore.rollout.judge_server import JudgeServer
-from grpo_mcore.trainers.base import Attendance
+from grpo_mcore.steps.session import Attendance
+from grpo_mcore.teaching.student import Student, serve
 
 ADDRESS = "where the judge is"
 LOOPBACK = "127.0.0.1"
 
 
-def check_judge_used(sources: Sequence[RewardSource], path: str | None = None) -> None:
-    """
-    Args:
-        path: of the run's own judge.
+class StudentAttendance(Attendance):
+    """Processes that carry only the student."""
 
-    Raises:
-        ConfigError: for rewards without their judge, or a judge without rewards.
-    """
-    waiting = _waiting(sources)
-    if waiting and path is None:
-        raise ConfigError(
-            "reward_system.small.base_url=None: give the URL of an OpenAI-compatible endpoint, or "
-            "judge.path for a judge of TeacherGRPOTrainer's own"
-        )
-    if path is not None and not waiting:
-        raise ConfigError(
-            f"judge.path={path}: no reward asks it; name rim in rewards, and leave "
-            "reward_system.small.base_url out"
-        )
+    def __init__(self, student: Student, world: World):
+        self.student, self.world, self.answered = student, world, 0
+        self.told: Any = None
+        """By the teacher's processes, when last served."""
+
+    def serve(self) -> None:
+        role, mailbox = self.world.roles["student"], self.world.mailbox
+        self.answered, self.told = serve(self.student, role, mailbox, self.answered)
 
 
 class JudgeAttendance(Attendance):
@@ -83,7 +77,7 @@ class JudgeLink:
             endpoint = Endpoint(**self.mailbox.take(ADDRESS, "judge", self.role))
         else:
             endpoint = self.role.once(self._await_server)
-        for source in _waiting(sources):
+        for source in asking_own_judge(sources):
             source.own_judge = endpoint
 
     def rest(self) -> None:
@@ -95,11 +89,6 @@ class JudgeLink:
     def _await_server(self) -> Endpoint:
         self.server.wait_until_ready(lambda: None)
         return Endpoint(self.server.base_url, None, self.server.api_key)
-
-
-def _waiting(sources: Sequence[RewardSource]) -> list[RIMReward]:
-    """Those that ask the run's own judge."""
-    return [s for s in sources if isinstance(s, RIMReward) and s.needs_own_judge]
 
 
 def _log(config: TeacherGRPOConfig) -> Path:

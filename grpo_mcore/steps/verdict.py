@@ -2,19 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
-from grpo_mcore.config import ConfigError, GroupConfig
+from grpo_mcore.config import GroupConfig
 from grpo_mcore.errors import MismatchError
-
-UNTOUCHED = {
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "bad_words": None,
-    "structured_outputs": None,
-}
-"""Settings with which the engine's log-probabilities are the model's own."""
+from grpo_mcore.preflight.settings import SAMPLES_FROM_REFERENCE, why_incomparable
 
 
 @dataclass(frozen=True, order=True)
@@ -65,6 +57,19 @@ class MismatchLimits:
         self.warn, self.stop = warn, stop
         self.was_high = False
 
+    @classmethod
+    def of(cls, config: GroupConfig, samples_from_reference: bool) -> tuple[Self, str | None]:
+        """Those of `config`; none where trainer and engines differ rightly, which a line for the
+        user says if there was one to warn of."""
+        rollout, reason = config.rollout, why_incomparable(config)
+        if samples_from_reference:
+            reason = SAMPLES_FROM_REFERENCE
+        if reason is None:
+            return cls(rollout.mismatch_warn, rollout.mismatch_stop), None
+        warn = rollout.mismatch_warn
+        note = None if warn is None else f"rollout.mismatch_warn={warn} is off with {reason}"
+        return cls(None, None), note
+
     def is_high(self, mismatch: float | None) -> bool:
         """Whether it is above the first limit; what is not a number is."""
         limits = [limit for limit in (self.warn, self.stop) if limit is not None]
@@ -96,38 +101,3 @@ ADVICE = (
     "python tools/diagnose_mismatch.py MODEL names the first module that differs (with "
     "adapters, merge them first: docs/trainers.md, Adapters)"
 )
-
-
-def why_incomparable(config: GroupConfig) -> str | None:
-    """The setting by which trainer and engine differ rightly; None where they must agree."""
-    for key, plain in UNTOUCHED.items():
-        value = getattr(config, key)
-        if value and value != plain:
-            return (
-                f"{key}={value}: the engine's log-probabilities are of the tokens it leaves in, "
-                "or as it penalises them, the trainer's of all tokens as they are"
-            )
-    return None
-
-
-def check_mismatch_limits(config: GroupConfig) -> None:
-    """Checks the limits, and that there is something to hold to them.
-
-    Raises:
-        ConfigError: when not.
-    """
-    warn, stop = config.rollout.mismatch_warn, config.rollout.mismatch_stop
-    for key, value in (("mismatch_warn", warn), ("mismatch_stop", stop)):
-        if value is None:
-            continue
-        if not (isinstance(value, int | float) and value >= 1):
-            raise ConfigError(
-                f"rollout.{key}={value!r}: must be a number of at least 1, which is perfect "
-                "agreement"
-            )
-    if warn is not None and stop is not None and stop < warn:
-        raise ConfigError(
-            f"rollout.mismatch_stop={stop}: must be at least rollout.mismatch_warn={warn}"
-        )
-    if stop is not None and (reason := why_incomparable(config)):
-        raise ConfigError(f"rollout.mismatch_stop={stop}: leave it out with {reason}")

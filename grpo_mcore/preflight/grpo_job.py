@@ -13,11 +13,12 @@ from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.environments import EnvironmentSpec, check_environment, check_tools
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.grid import Layout
-from grpo_mcore.trainers.batches import steps_per_epoch, with_steps
-from grpo_mcore.trainers.engines import check_servers, says_in_text
-from grpo_mcore.trainers.layouts import count_engines
-from grpo_mcore.trainers.preflight import open_model
-from grpo_mcore.trainers.settings import check_group
+from grpo_mcore.preflight.batches import steps_per_epoch, with_steps
+from grpo_mcore.preflight.layouts import count_engines
+from grpo_mcore.preflight.models import open_model
+from grpo_mcore.preflight.servers import check_servers
+from grpo_mcore.preflight.settings import check_group
+from grpo_mcore.rollout.start import says_in_text
 
 PROMPT_COLUMNS = ("prompt", "question", "problem")
 """Columns that can be the prompt, the first there is."""
