@@ -12,8 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoints_convert.megatron import MegatronModel, find_checkpoint
-from grpo_mcore.checkpoint.folder import LATEST
-from grpo_mcore.checkpoint.pickles import METADATA
+from grpo_mcore.checkpoint.folder import LATEST, METADATA
 from grpo_mcore.launch import one_line_errors
 from grpo_mcore.models.hf_files import HFReader
 

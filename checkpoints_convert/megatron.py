@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from grpo_mcore.checkpoint import folder, manifest
-from grpo_mcore.checkpoint.pickles import METADATA, read_common
+from grpo_mcore.checkpoint.folder import METADATA
+from grpo_mcore.checkpoint.pickles import read_common
 from grpo_mcore.checkpoint.torch_dist import TorchDistReader, checkpoint_slots
 from grpo_mcore.errors import FilesError
 from grpo_mcore.models.expected import stored_rules, whole_size

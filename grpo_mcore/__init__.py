@@ -3,7 +3,9 @@
 Importing the package is cheap; the trainers load torch, Megatron-Core and vLLM when first named.
 """
 
+import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
 
 __version__ = "0.1.0"
 
@@ -33,6 +35,18 @@ _HOMES = {
     "LikelihoodGainReward": "grpo_mcore.rewards",
 }
 __all__ = sorted(_HOMES)
+
+
+class _BeforeMegatron(MetaPathFinder):
+    """Readies this process for Megatron (`device.prepare`) when anyone first imports it, so that
+    what does not need it, does not load it."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "megatron":
+            import_module("grpo_mcore.device").prepare()
+
+
+sys.meta_path.insert(0, _BeforeMegatron())
 
 
 def __getattr__(name: str):

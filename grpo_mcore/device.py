@@ -22,7 +22,6 @@ MEGATRON_SERIES = "0.16."
 
 _FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "empty_like", "zeros_like")
 _prepared = False
-_transformer_engine_fault: str | None = None
 
 
 def is_cuda() -> bool:
@@ -83,8 +82,7 @@ def compute_capability() -> tuple[int, int] | None:
 
 def transformer_engine_fault() -> str | None:
     """Why Transformer Engine cannot be used in this process; None where it can."""
-    prepare()
-    return _transformer_engine_fault
+    return _admit_transformer_engine()
 
 
 def transformer_overrides() -> dict:
@@ -103,26 +101,36 @@ def transformer_overrides() -> dict:
 
 
 def prepare() -> None:
-    """Readies this process for Megatron. Idempotent; must precede the first Megatron import.
+    """Readies this process for Megatron. Idempotent; the package calls it before the first import
+    of Megatron.
 
     Raises:
         RuntimeError: on a CPU, when Megatron-Core is not of the series the bridge was made for.
     """
-    global _prepared, _transformer_engine_fault
+    global _prepared
     if _prepared:
         return
+    _prepared = True  # already while Megatron is imported below
+    try:
+        _prepare()
+    except BaseException:
+        _prepared = False
+        raise
+
+
+def _prepare() -> None:
     # Megatron warns at every import of each optional package that is missing.
     warnings.filterwarnings("ignore", module="megatron")
     if is_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    _transformer_engine_fault = _admit_transformer_engine()
+    fault = transformer_engine_fault()
     if not is_cuda():
         _bridge_megatron_to_cpu()
-    elif _transformer_engine_fault:
+    elif fault:
         _define_router_product()
-    _prepared = True
 
 
+@functools.cache
 def _admit_transformer_engine() -> str | None:
     """Imports Transformer Engine where it can be used; hides it and returns why where not.
 

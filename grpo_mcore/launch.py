@@ -56,10 +56,8 @@ def prepare(config: TeacherGRPOConfig, script: Path) -> None:
 
 
 def launch(script: str, arguments: list[str]) -> None:
-    """Checks the job in this process, where an error is one line, then runs it under torchrun with
-    the numbers torchrun's own variables give."""
-    from torch.distributed.run import main as torchrun
-
+    """Checks the job in this process, where an error is one line, then becomes torchrun, with the
+    numbers torchrun's own variables give: what the checks needed is not held beside the job."""
     from grpo_mcore.checkpoint.start import choose_start
     from grpo_mcore.preflight.teaching_job import check_job
 
@@ -78,7 +76,9 @@ def launch(script: str, arguments: list[str]) -> None:
             f"--master-port={os.environ.get('MASTER_PORT', 29500)}",
         ]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torchrun([f"--nnodes={nodes}", f"--nproc-per-node={per_node}", *address, script, *arguments])
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    sizes = [f"--nnodes={nodes}", f"--nproc-per-node={per_node}"]
+    os.execv(sys.executable, [*torchrun, *sizes, *address, script, *arguments])
 
 
 def run(script: str, arguments: list[str]) -> None:

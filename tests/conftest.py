@@ -113,6 +113,26 @@ def write_family_model(directory: Path, config_class: str, **changes) -> None:
     tokenizer.save_pretrained(directory)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # of pytest-xdist, whose workers share the servers
+        from tests.forked import start_servers
+
+        start_servers()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_engines(request) -> Iterator[None]:
+    """Engines are forked from a process that has imported vLLM, but for modules marked
+    `real_engines`."""
+    from grpo_mcore.rollout import engine
+    from tests.forked import REALLY, start_guarded
+
+    is_real = request.node.get_closest_marker("real_engines")
+    engine.start_guarded = REALLY if is_real else start_guarded
+    yield
+    engine.start_guarded = REALLY
+
+
 @pytest.fixture(scope="module", autouse=True)
 def close_trainers() -> Iterator[None]:
     """A trainer that a module leaves open would keep the next one from joining a world."""

@@ -96,9 +96,27 @@ def test_megatron_imported_first_is_refused():
     )
 
 
-def test_every_room_that_imports_megatron_readies_the_process_first():
-    package = Path(device.__file__).parent
-    rooms = {file.parent for file in package.rglob("*.py") if "megatron.core" in file.read_text()}
-    assert package / "training" in rooms
-    for room in rooms - {package}:
-        assert "device.prepare()" in (room / "__init__.py").read_text(), room
+def test_megatron_finds_the_process_ready_whoever_imports_it():
+    program = "import grpo_mcore, torch, megatron.core.utils\nprint(torch.ones(1).type())"
+    assert run(program) == "torch.cuda.FloatTensor"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "config",
+        "models.shape",
+        "launch",
+        "plan",
+        "checkpoint.start",
+        "preflight.grpo_job",
+        "preflight.offline_job",
+        "preflight.teaching_job",
+    ],
+)
+def test_what_precedes_a_job_loads_neither_megatron_nor_vllm(module):
+    program = f"""
+import sys, grpo_mcore.{module}
+print([name for name in ("megatron", "vllm") if name in sys.modules])
+"""
+    assert run(program) == "[]"

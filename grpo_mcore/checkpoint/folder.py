@@ -20,6 +20,10 @@ LATEST = "latest_checkpointed_iteration.txt"
 BEST = "best_checkpointed_iteration.txt"
 COMPANIONS = "hf"
 """The folder of what a Hugging Face model has beside its weights, among a checkpoint's files."""
+METADATA, COMMON = ".metadata", "common.pt"
+"""Megatron's own records in a checkpoint."""
+STATE, TENSORS = "state.json", "tensors.safetensors"
+"""The loop's and the trainer's."""
 _NAME = re.compile(r"iter_(\d{7,})")
 
 

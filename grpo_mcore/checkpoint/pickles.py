@@ -14,9 +14,9 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 from torch.distributed.checkpoint.utils import _create_file_view
 
+from grpo_mcore.checkpoint.folder import COMMON, METADATA
 from grpo_mcore.errors import FilesError
 
-METADATA, COMMON = ".metadata", "common.pt"
 _CHECKPOINT, _MEGATRON = (
     "torch.distributed.checkpoint",
     "megatron.core.dist_checkpointing.strategies.torch",

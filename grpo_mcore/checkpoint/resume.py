@@ -4,14 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grpo_mcore.checkpoint import folder, manifest
-from grpo_mcore.checkpoint.pickles import COMMON, METADATA
-from grpo_mcore.checkpoint.run import STATE
 from grpo_mcore.config.record import CONFIG
 from grpo_mcore.errors import ConfigError
 from grpo_mcore.parallel.groups import Role
 
 AUTO = "auto"
-PARTS = (METADATA, COMMON, STATE, CONFIG, f"{folder.COMPANIONS}/config.json")
+PARTS = (
+    folder.METADATA, folder.COMMON, folder.STATE, CONFIG, f"{folder.COMPANIONS}/config.json",
+)  # fmt: skip
 """What no checkpoint of a run can do without, whatever else it has."""
 
 

@@ -49,8 +49,6 @@ from grpo_mcore.models.hf_files import copy_companions
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.training.policy import Policy, Reference
 
-STATE = "state.json"
-TENSORS = "tensors.safetensors"
 _OF_RANK = re.compile(r"(?:__|random_)(\d+)[_.]")
 
 
@@ -129,11 +127,11 @@ class CheckpointWriter:
             self.under_way.maybe_finalize_async_calls(blocking=True)
 
     def _describe(self, work: Path, state: dict, tensors: dict[str, Tensor]) -> None:
-        write_json(work / STATE, state | {"layout": str(self.policy.role.layout)})
+        write_json(work / folder.STATE, state | {"layout": str(self.policy.role.layout)})
         if tensors:
             # It wants each in memory of its own. Were it to write, a full disk were no OSError.
             own = {k: t.clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
-            (work / TENSORS).write_bytes(to_safetensors(own))
+            (work / folder.TENSORS).write_bytes(to_safetensors(own))
         write_config(work, self.config)
         copy_companions(self.model_path, work / folder.COMPANIONS)
 
@@ -194,11 +192,11 @@ def load_checkpoint(policy: Policy, checkpoint: Path, reference: Reference | Non
     load_states(policy.optimizer, loaded["optimizer"], saved_parts=loaded["optimizers"])
     policy.scheduler.load_state_dict(loaded["scheduler"])
     policy.version = loaded["version"]
-    state = json.loads((checkpoint / STATE).read_text())
+    state = json.loads((checkpoint / folder.STATE).read_text())
     if state.pop("layout") == str(role.layout):
         text = (checkpoint / f"random_{role.rank:05d}.json").read_text()
         restore_random_state(json.loads(text))
-    tensors = checkpoint / TENSORS
+    tensors = checkpoint / folder.TENSORS
     return state | {"tensors": load_file(tensors) if tensors.exists() else {}}
 
 

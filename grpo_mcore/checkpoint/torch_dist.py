@@ -29,7 +29,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from grpo_mcore.checkpoint.pickles import COMMON, read_entry, read_metadata
+from grpo_mcore.checkpoint.folder import COMMON
+from grpo_mcore.checkpoint.pickles import read_entry, read_metadata
 from grpo_mcore.errors import FilesError
 from grpo_mcore.models.tensor_bytes import read_into
 

@@ -35,11 +35,14 @@ from torch.nn.init import kaiming_uniform_
 
 from grpo_mcore import device
 from grpo_mcore.config import LoraConfig
-from grpo_mcore.config.lora import ADAPTER_WEIGHTS
-from grpo_mcore.errors import ConfigError, FilesError
+from grpo_mcore.models.adapter_files import (
+    adapter_sizes,
+    is_adapted,
+    module_of,
+    open_adapter,
+    pair_names,
+)
 from grpo_mcore.models.build import weight_rules
-from grpo_mcore.models.expected import hf_sizes
-from grpo_mcore.models.hf_files import HFReader
 from grpo_mcore.models.rules import QKV, Columns, Reader, Replicated, Rows, Rule
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.transformer_engine import fuses_norms, read_weight
@@ -48,30 +51,12 @@ from grpo_mcore.parallel.groups import Role
 SUFFIX = "_adapters"
 MERGED_ROWS = 512
 """Rows of a matrix that adapters are merged into at once."""
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _LAYERS = (
     ("self_attention", "linear_qkv"),
     ("self_attention", "linear_proj"),
     ("mlp", "linear_fc1"),
     ("mlp", "linear_fc2"),
 )
-
-
-def check_lora(key: str, lora: LoraConfig, shape: ModelShape) -> None:
-    """Checks `lora`, the value of setting `key`, against the model it is to adapt.
-
-    Raises:
-        ConfigError: for targets in a mixture of experts.
-        FilesError: when the adapter at its `path` is damaged or another model's.
-    """
-    experts = [name for name in lora.target_modules if name not in _ATTENTION]
-    if shape.experts and experts:
-        raise ConfigError(
-            f"{key}.target_modules={','.join(experts)}: experts cannot have adapters; for a "
-            f"{shape.family} model give some of {', '.join(_ATTENTION)}"
-        )
-    if lora.path:
-        _open(lora, shape)
 
 
 def add_adapters(
@@ -87,7 +72,9 @@ def add_adapters(
     """
     chunks.requires_grad_(False)
     config, rules = chunks[0].config, weight_rules(shape, fuses_norms(chunks))
-    values = _open(lora, shape) if lora.path else _NewAdapters(adapter_sizes(shape, lora), seed)
+    values = (
+        open_adapter(lora, shape) if lora.path else _NewAdapters(adapter_sizes(shape, lora), seed)
+    )
     for chunk in chunks:
         for layer in chunk.decoder.layers:
             for block, name in _LAYERS:
@@ -137,22 +124,11 @@ def merged_weights(chunks: ModuleList) -> Callable[[Parameter], Tensor]:
 def adapter_rules(shape: ModelShape, lora: LoraConfig, fused_norms: bool) -> dict[str, Rule]:
     """Rules that make PEFT's tensors of the adapters, by parameter name over all stages."""
     return {
-        f"{weight.removesuffix('.weight')}{SUFFIX}.{_module(name)}.{kind}": of_pair
+        f"{weight.removesuffix('.weight')}{SUFFIX}.{module_of(name)}.{kind}": of_pair
         for weight, rule in weight_rules(shape, fused_norms).items()
         for name in _adapted(rule, lora)
         for kind, of_pair in zip(("lora_A", "lora_B"), _pair_rules(name, rule), strict=True)
     }
-
-
-def adapter_sizes(shape: ModelShape, lora: LoraConfig) -> dict[str, tuple[int, int]]:
-    """The size of every one of PEFT's tensors, by name."""
-    sizes = {}
-    for name, size in hf_sizes(shape).items():
-        if _is_adapted(name, lora):
-            outputs, inputs = size
-            a, b = _pair_names(name)
-            sizes |= {a: (lora.r, inputs), b: (outputs, lora.r)}
-    return sizes
 
 
 class Adapters(ModuleDict):
@@ -184,7 +160,7 @@ class Adapters(ModuleDict):
         self.splits_inputs = isinstance(rule, Columns)
         # The layer's outputs on this rank are blocks, in each of which every matrix has some rows.
         outputs = len(layer.weight)
-        self.rows = dict(zip(map(_module, rule.names), _rows(rule, outputs), strict=True))
+        self.rows = dict(zip(map(module_of, rule.names), _rows(rule, outputs), strict=True))
         self.blocks = outputs // sum(self.rows.values())
         for name in _adapted(rule, lora):
             a, b = (
@@ -199,7 +175,7 @@ class Adapters(ModuleDict):
             set_tensor_model_parallel_attributes(split, is_parallel=True, dim=dim, stride=1)
             # Its gradient is then of this rank's part of the sequence, and Megatron sums them.
             whole.sequence_parallel = config.sequence_parallel
-            self[_module(name)] = ParameterDict({"lora_A": a, "lora_B": b})
+            self[module_of(name)] = ParameterDict({"lora_A": a, "lora_B": b})
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """What the layer gave, with what its adapters add.
@@ -290,20 +266,6 @@ class _NewAdapters:
         return values[start:stop] if dim == 0 else values[:, start:stop]
 
 
-def _open(lora: LoraConfig, shape: ModelShape) -> HFReader:
-    """The adapter at `lora.path`. Raises FilesError when its tensors are not what `shape` needs."""
-    reader, sizes = HFReader(lora.path, file=ADAPTER_WEIGHTS), adapter_sizes(shape, lora)
-    for name, size in sizes.items():
-        if tuple(reader.shape(name)) != size:
-            raise FilesError(
-                f"{lora.path}: tensor {name} is {reader.shape(name)}; the model needs {list(size)}"
-            )
-    for name in reader.names:
-        if name not in sizes:
-            raise FilesError(f"{lora.path}: tensor {name} is of no matrix that can be adapted")
-    return reader
-
-
 def _serve(layer: Module, adapters: Adapters, norm_eps: float) -> None:
     """Has `adapters` add to the output of `layer`, which gives (output, bias)."""
     # Transformer Engine's layers begin with the norm before them.
@@ -322,16 +284,7 @@ def _serve(layer: Module, adapters: Adapters, norm_eps: float) -> None:
 
 def _adapted(rule: Rule, lora: LoraConfig) -> list[str]:
     """The matrices among those of `rule` that have adapters."""
-    return [name for name in rule.names if _is_adapted(name, lora)]
-
-
-def _is_adapted(name: str, lora: LoraConfig) -> bool:
-    return name.endswith(".weight") and _module(name) in lora.target_modules
-
-
-def _module(name: str) -> str:
-    """ "q_proj" of "model.layers.0.self_attn.q_proj.weight"."""
-    return name.split(".")[-2]
+    return [name for name in rule.names if is_adapted(name, lora)]
 
 
 def _rows(rule: Rule, outputs: int) -> list[int]:
@@ -343,10 +296,5 @@ def _rows(rule: Rule, outputs: int) -> list[int]:
 
 def _pair_rules(name: str, rule: Rule) -> tuple[Rule, Rule]:
     """The rules of A and B of matrix `name`, in a layer whose weight has `rule`."""
-    a, b = _pair_names(name)
+    a, b = pair_names(name)
     return (Columns(a), Replicated(b)) if isinstance(rule, Columns) else (Replicated(a), Rows(b))
-
-
-def _pair_names(name: str) -> list[str]:
-    module = name.removesuffix(".weight")
-    return [f"base_model.model.{module}.{kind}.weight" for kind in ("lora_A", "lora_B")]

@@ -6,10 +6,9 @@ What can run is decided from facts of the device, which are read in one place.
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
-from megatron.core import fp8_utils
-from megatron.core.process_groups_config import ProcessGroupCollection
 from packaging.version import Version
 from torch import Tensor
 from torch.nn import ModuleList, Parameter
@@ -19,6 +18,9 @@ from grpo_mcore.config import ModelConfig
 from grpo_mcore.errors import ConfigError
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.parallel.grid import Layout
+
+if TYPE_CHECKING:
+    from megatron.core.process_groups_config import ProcessGroupCollection
 
 LAYERS = ("auto", "transformer_engine", "local")
 OLDEST = (2, 9)
@@ -199,7 +201,7 @@ def optimizer_fields(model: ModelConfig) -> dict:
     }
 
 
-def share_scales(groups: ProcessGroupCollection) -> None:
+def share_scales(groups: "ProcessGroupCollection") -> None:
     """Has the ranks that hold the same layers, those of `groups.tp_dp_cp`, agree on the scales of
     recipe "delayed". To be called before a forward pass in FP8.
 
@@ -207,6 +209,8 @@ def share_scales(groups: ProcessGroupCollection) -> None:
     Transformer Engine then takes all ranks, other pipeline stages among them, whose layers are
     others and run at other times.
     """
+    from megatron.core import fp8_utils  # here, as checks before a job need no Megatron
+
     fp8_utils.parallel_state = SimpleNamespace(
         model_parallel_is_initialized=lambda: True,
         get_amax_reduction_group=lambda **_: groups.tp_dp_cp,
@@ -215,6 +219,8 @@ def share_scales(groups: ProcessGroupCollection) -> None:
 
 def read_weight(parameter: Parameter) -> Tensor:
     """The parameter's values in its own type, also where it is held in FP8."""
+    from megatron.core import fp8_utils
+
     if fp8_utils.is_float8tensor(parameter):
         return fp8_utils.dequantize_fp8_tensor(parameter)
     return parameter.data

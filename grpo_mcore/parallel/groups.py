@@ -5,8 +5,6 @@ Megatron asserts instead of using another role's groups.
 """
 
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.process_groups_config import ProcessGroupCollection
 
 from grpo_mcore.parallel.grid import Layout
 
@@ -24,6 +22,10 @@ class Role:
     """
 
     def __init__(self, name: str, layout: Layout):
+        # Here, as what only speaks of roles, such as the checks before a job, can do without it.
+        from megatron.core import parallel_state
+        from megatron.core.process_groups_config import ProcessGroupCollection
+
         if dist.get_world_size() != layout.size:
             raise ValueError(f"{name}: {dist.get_world_size()} ranks for layout {layout}")
         self.name, self.layout, self.rank = name, layout, dist.get_rank()

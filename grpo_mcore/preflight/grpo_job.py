@@ -18,7 +18,7 @@ from grpo_mcore.preflight.layouts import count_engines
 from grpo_mcore.preflight.models import open_model
 from grpo_mcore.preflight.servers import check_servers
 from grpo_mcore.preflight.settings import check_group
-from grpo_mcore.rollout.start import says_in_text
+from grpo_mcore.rollout.spec import says_in_text
 
 PROMPT_COLUMNS = ("prompt", "question", "problem")
 """Columns that can be the prompt, the first there is."""

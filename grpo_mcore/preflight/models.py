@@ -4,16 +4,15 @@ from typing import Any, TypeVar
 
 from grpo_mcore.config import ConfigError, ModelConfig, TrainingConfig
 from grpo_mcore.data.tokenizer import Tokenizer, load_tokenizer
+from grpo_mcore.models.adapter_files import check_lora
 from grpo_mcore.models.expected import check_weights
 from grpo_mcore.models.families import read_shape
-from grpo_mcore.models.lora import check_lora
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.models.transformer_engine import check_fp8_sizes, read_facts
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.preflight.batches import with_batches
 from grpo_mcore.preflight.layouts import choose_layout
-from grpo_mcore.preflight.settings import check_model, check_training
-from grpo_mcore.training.optimizer import check_optimizer
+from grpo_mcore.preflight.settings import check_model, check_optimizer, check_training
 
 Config = TypeVar("Config", bound=TrainingConfig)
 

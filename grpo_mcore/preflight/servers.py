@@ -5,7 +5,7 @@ from grpo_mcore.models.families import shape_of
 from grpo_mcore.models.shape import ModelShape
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.server import describe, misfit
-from grpo_mcore.rollout.start import TEXTS
+from grpo_mcore.rollout.spec import TEXTS
 
 
 def check_servers(

@@ -21,6 +21,7 @@ from grpo_mcore.models.layers import DTYPES, RECOMPUTE
 from grpo_mcore.models.transformer_engine import (
     LAYERS,
     RECIPES,
+    DeviceFacts,
     check_layers,
     read_facts,
 )
@@ -29,7 +30,6 @@ from grpo_mcore.rewards.adaptive import FORMULAS
 from grpo_mcore.rewards.grading import ANSWER_MATCHES, EXTRACTIONS
 from grpo_mcore.rewards.named import rewards_of
 from grpo_mcore.rollout.spec import LORA_RANKS, QUANTIZATIONS
-from grpo_mcore.training.optimizer import check_optimizer
 from grpo_mcore.training.optimizer_names import check_optim, decay_style
 
 UNTOUCHED = {
@@ -303,6 +303,36 @@ def check_templates(config: TeacherGRPOConfig) -> None:
         missing = fields - fields_of(getattr(config.templates, name))
         if missing:
             raise ConfigError(f"templates.{name}: lacks {{{sorted(missing)[0]}}}")
+
+
+def check_optimizer(
+    config: TrainingConfig, key: str, model: ModelConfig, facts: DeviceFacts
+) -> None:
+    """Checks what the optimizer and the model it trains, section `key`, need of each other.
+
+    Raises:
+        ConfigError: for the first setting that cannot work.
+    """
+    if model.fp8_param and not config.distributed_optimizer:
+        raise ConfigError(
+            f"{key}.fp8_param=true: needs distributed_optimizer=true, which alone updates FP8"
+        )
+    fraction = config.optimizer_offload_fraction
+    where = f"optimizer_offload_fraction={fraction}"
+    if not 0 <= fraction <= 1:
+        raise ConfigError(f"{where}: must be between 0 and 1")
+    if fraction == 0:
+        return
+    if facts.capability is None:
+        raise ConfigError(f"{where}: there is no GPU to offload from; leave it 0")
+    if facts.fault:
+        raise ConfigError(f"{where}: needs Transformer Engine, which cannot be used: {facts.fault}")
+    if not config.distributed_optimizer:
+        raise ConfigError(f"{where}: needs distributed_optimizer=true")
+    if model.dtype != "bfloat16":
+        raise ConfigError(f"{where}: needs {key}.dtype=bfloat16, not {model.dtype}")
+    if model.fp8_param:
+        raise ConfigError(f"{where}: cannot update FP8; needs {key}.fp8_param=false")
 
 
 def _at_least(key: str, value, least) -> None:

@@ -19,7 +19,7 @@ from grpo_mcore.preflight.lengths import Lengths, check_references, fit_lengths
 from grpo_mcore.preflight.models import check_adapters
 from grpo_mcore.preflight.servers import check_servers
 from grpo_mcore.preflight.settings import check_settings
-from grpo_mcore.rollout.start import says_in_text
+from grpo_mcore.rollout.spec import says_in_text
 
 
 @dataclass(frozen=True)

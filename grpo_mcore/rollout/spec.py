@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from grpo_mcore import device
-from grpo_mcore.config import LoraConfig, RolloutConfig
+from grpo_mcore.config import GroupConfig, LoraConfig, RolloutConfig
 
 RECEIVER = "grpo_mcore.rollout.receiver.WeightReceiver"
 PROBE = "grpo_mcore.rollout.probe.Probe"
@@ -15,6 +15,8 @@ QUANTIZATIONS = {"fp8": "fp8_per_tensor"}
 """vLLM's names of what it rounds weights to as they are loaded; its "fp8" is of rounded files."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for the most that adapters may have."""
+TEXTS = ("stop", "bad_words", "structured_outputs")
+"""Settings of sampling that engines need a tokenizer for."""
 
 
 @dataclass(frozen=True)
@@ -114,3 +116,8 @@ def device_environment(tensor_parallel: int) -> dict[str, str]:
         # (what it costs and saves: docs/weight_sync.md).
         "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
     }
+
+
+def says_in_text(config: GroupConfig) -> bool:
+    """Whether sampling has settings that an engine needs a tokenizer for."""
+    return any(getattr(config, name) for name in TEXTS)

@@ -9,10 +9,7 @@ from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import Mailbox
 from grpo_mcore.rollout.pool import RolloutPool
-from grpo_mcore.rollout.spec import EngineSpec
-
-TEXTS = ("stop", "bad_words", "structured_outputs")
-"""Settings of sampling that engines need a tokenizer for."""
+from grpo_mcore.rollout.spec import EngineSpec, says_in_text
 
 
 def start_engines(
@@ -52,8 +49,3 @@ def spec_of_trained(
         tokenizer=tokenizer.inner if says_in_text(config) else None,
         lora=config.peft_config if config.rollout.lora_sync == "adapters" else None,
     )
-
-
-def says_in_text(config: GroupConfig) -> bool:
-    """Whether sampling has settings that an engine needs a tokenizer for."""
-    return any(getattr(config, name) for name in TEXTS)

@@ -1,6 +1,2 @@
 """Megatron's side of a step: micro-batches through the pipeline schedule, the optimizer and its
 schedule, the reference model. Knows nothing of rewards."""
-
-from grpo_mcore import device
-
-device.prepare()  # Megatron is imported below this package.

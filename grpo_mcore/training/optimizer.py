@@ -6,9 +6,9 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from grpo_mcore.config import ConfigError, ModelConfig, TrainingConfig
+from grpo_mcore.config import ModelConfig, TrainingConfig
 from grpo_mcore.models.layers import DTYPES
-from grpo_mcore.models.transformer_engine import DeviceFacts, optimizer_fields
+from grpo_mcore.models.transformer_engine import optimizer_fields
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.training.optimizer_names import decay_style
 
@@ -70,36 +70,6 @@ def offload_fields(fraction: float) -> dict:
         # Megatron offloads only the states of this optimizer; they stay in float32 all the same.
         "use_precision_aware_optimizer": True,
     }
-
-
-def check_optimizer(
-    config: TrainingConfig, key: str, model: ModelConfig, facts: DeviceFacts
-) -> None:
-    """Checks what the optimizer and the model it trains, section `key`, need of each other.
-
-    Raises:
-        ConfigError: for the first setting that cannot work.
-    """
-    if model.fp8_param and not config.distributed_optimizer:
-        raise ConfigError(
-            f"{key}.fp8_param=true: needs distributed_optimizer=true, which alone updates FP8"
-        )
-    fraction = config.optimizer_offload_fraction
-    where = f"optimizer_offload_fraction={fraction}"
-    if not 0 <= fraction <= 1:
-        raise ConfigError(f"{where}: must be between 0 and 1")
-    if fraction == 0:
-        return
-    if facts.capability is None:
-        raise ConfigError(f"{where}: there is no GPU to offload from; leave it 0")
-    if facts.fault:
-        raise ConfigError(f"{where}: needs Transformer Engine, which cannot be used: {facts.fault}")
-    if not config.distributed_optimizer:
-        raise ConfigError(f"{where}: needs distributed_optimizer=true")
-    if model.dtype != "bfloat16":
-        raise ConfigError(f"{where}: needs {key}.dtype=bfloat16, not {model.dtype}")
-    if model.fp8_param:
-        raise ConfigError(f"{where}: cannot update FP8; needs {key}.fp8_param=false")
 
 
 def schedule(config: TrainingConfig) -> dict:

@@ -21,7 +21,7 @@ from tests.checkpoint.resume_worker import (
     SAVED,
     tensors_of,
 )  # fmt: skip
-from tests.end_to_end.conftest import run_command, torchrun
+from tests.end_to_end.conftest import run_script
 
 pytestmark = pytest.mark.slow
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
@@ -32,7 +32,7 @@ OTHER_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS[1:])
 def directory(tiny_models, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("checkpoints")
     worker = Path(__file__).with_name("resume_worker.py")
-    run_command(torchrun(4, worker, tiny_models, directory))
+    run_script(worker, tiny_models, directory, ranks=4)
     return directory
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints_convert import hf_to_megatron, megatron_to_hf
 from checkpoints_convert.command import check_output
+from grpo_mcore.checkpoint.folder import METADATA
 from grpo_mcore.checkpoint.manifest import NAME as MANIFEST
-from grpo_mcore.checkpoint.pickles import METADATA
 from grpo_mcore.errors import ConfigError, FilesError
 from grpo_mcore.models.families import FAMILIES
 from grpo_mcore.models.hf_files import SINGLE

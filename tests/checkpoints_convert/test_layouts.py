@@ -11,7 +11,7 @@ from grpo_mcore.checkpoint.folder import COMPANIONS
 from grpo_mcore.models.hf_files import HFReader, copy_companions
 from tests.checkpoints_convert.test_round_trip import assert_same
 from tests.conftest import FAMILY_MODELS
-from tests.end_to_end.conftest import run_command, torchrun
+from tests.end_to_end.conftest import run_script
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def saved(tiny_models, converted, tmp_path_factory) -> Path:
     name by name and bit by bit, what Megatron wants and Hugging Face's files hold."""
     directory = tmp_path_factory.mktemp("saved")
     worker = Path(__file__).with_name("layouts_worker.py")
-    run_command(torchrun(4, worker, tiny_models, converted, directory))
+    run_script(worker, tiny_models, converted, directory, ranks=4)
     return directory
 
 
@@ -38,7 +38,7 @@ def test_every_layout_comes_back(tiny_models, saved, tmp_path, model):
 def test_checkpoint_of_a_run_becomes_what_the_run_exports(tiny_models, tmp_path):
     model = tiny_models / "qwen3_tied"
     worker = Path(__file__).with_name("run_worker.py")
-    run_command(torchrun(4, worker, model, tmp_path))
+    run_script(worker, model, tmp_path, ranks=4)
     megatron_to_hf.convert(tmp_path / "checkpoints", tmp_path / "back", dtype=None, check=True)
     assert_same(tmp_path / "back", tmp_path / "exported")
     assert not torch.equal(

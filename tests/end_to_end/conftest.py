@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import run_forked
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "run_teacher_grpo.sh"
 
@@ -55,6 +57,22 @@ def run_command(command: list, fails: bool = False, timeout: float = 280, **envi
     )
     assert bool(done.returncode) == fails, done.stdout.split("elastic/multiprocessing")[0][-6000:]
     return done.stdout
+
+
+def run_script(
+    script: Path,
+    *arguments,
+    ranks: int = 0,
+    fails: bool = False,
+    timeout: float = 280,
+    **environment,
+) -> str:
+    """As `run_command` of `python SCRIPT`, or of so many ranks of it, forked from a process that
+    has imported what they need."""
+    settings = clean_environment() | environment
+    code, output = run_forked(script, [*arguments], settings, timeout, ranks)
+    assert bool(code) == fails, output[-6000:]
+    return output
 
 
 def clean_environment() -> dict[str, str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import run_command, torchrun
+from tests.end_to_end.conftest import run_script
 
 WORKER = Path(__file__).with_name("families_worker.py")
 EXPERTS = ["layout.teacher=1x1x2", "layout.student=1x1x2", "teacher.expert_parallel=2"]
@@ -24,8 +24,8 @@ EXPERTS = ["layout.teacher=1x1x2", "layout.student=1x1x2", "teacher.expert_paral
 def test_engine_agrees_after_a_sync(job, tiny_models, tmp_path, model, processes, overrides):
     kept = [o for o in job if not o.startswith(("experiment", "teacher.path", "data.eval"))]
     kept += [f"teacher.path={tiny_models / model}", "data.eval=null", f"output_dir={tmp_path}"]
-    command = torchrun(processes, WORKER, *kept, "layout.placement=colocated", *overrides)
-    said = run_command(command)
+    kept += ["layout.placement=colocated", *overrides]
+    said = run_script(WORKER, *kept, ranks=processes)
     assert float(said.split("largest difference ")[1].split()[0]) < 1e-5
     if overrides == ["adapters"]:  # A and B of query and value, in each of two layers
         assert "second sync 8\n" in said

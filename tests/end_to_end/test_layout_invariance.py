@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.end_to_end.conftest import records, run_command, torchrun
+from tests.end_to_end.conftest import records, run_command, run_script
 from tests.end_to_end.layouts_worker import CASES, TRAINED, size_of
 
 REFERENCE = "1x1x1"
@@ -20,7 +20,7 @@ OPTIONS = [
 
 def run_layouts(processes: int, directory: Path, job: list[str]) -> Path:
     worker = Path(__file__).with_name("layouts_worker.py")
-    run_command(torchrun(processes, worker, directory, *job, *OPTIONS), timeout=300)
+    run_script(worker, directory, *job, *OPTIONS, ranks=processes, timeout=300)
     return directory
 
 

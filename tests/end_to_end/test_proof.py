@@ -1,10 +1,8 @@
 """A sync that lacks something is caught by the engine's own account of what it was given."""
 
-import sys
-
 import pytest
 
-from tests.end_to_end.conftest import ROOT, run_command
+from tests.end_to_end.conftest import ROOT, run_script
 
 SCRIPT = """
 import sys
@@ -72,7 +70,7 @@ def output(job, tmp_path_factory) -> str:
     script.write_text(SCRIPT)
     overrides = [o for o in job if not o.startswith(("experiment", "data.eval"))]
     overrides += ["data.eval=null", f"output_dir={script.parent / 'run'}"]
-    return run_command([sys.executable, script, ROOT / "examples/configs", *overrides])
+    return run_script(script, ROOT / "examples/configs", *overrides)
 
 
 def test_a_parameter_that_is_left_out_is_named(output):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from grpo_mcore import device
-from tests.end_to_end.conftest import run_command, torchrun
+from tests.end_to_end.conftest import run_script
 
 device.prepare()
 
@@ -51,8 +51,8 @@ def test_the_altered_module_is_found(tiny_models, tmp_path, model, altered, opti
     """Weights of every kind, at tensor, sequence, pipeline and expert parallelism."""
     processes = 4 if "--layout" in options else 1
     options = [*options.split(), "--output", tmp_path / "found.json"]
-    command = torchrun(processes, WORKER, ",".join(altered), tiny_models / model, *options)
-    lines = [x for x in run_command(command).splitlines() if x.startswith("found")]
+    said = run_script(WORKER, ",".join(altered), tiny_models / model, *options, ranks=processes)
+    lines = [line for line in said.splitlines() if line.startswith("found")]
     assert {line.split()[1]: line.split()[3] for line in lines} == altered
 
 

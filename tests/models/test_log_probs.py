@@ -1,7 +1,5 @@
 """Log-probabilities over a sharded vocabulary, their gradient and the entropy."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from grpo_mcore.models.log_probs import log_probs_and_entropy
+from tests.end_to_end.conftest import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE, VOCAB = (3, 5), 17
@@ -102,9 +101,4 @@ def test_values_are_trls(alone):
 
 def test_sharding_over_two_and_four_ranks_changes_nothing():
     worker = Path(__file__).with_name("log_probs_worker.py")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
-    run = subprocess.run(
-        [sys.executable, *launcher, str(worker)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
-    assert run.stdout.count("agreed") == 4
+    assert run_script(worker, ranks=4).count("agreed") == 4

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from grpo_mcore.config import ConfigError, LoraConfig
 from grpo_mcore.config.lora import read_lora_config
 from grpo_mcore.errors import FilesError
+from grpo_mcore.models.adapter_files import check_lora
 from grpo_mcore.models.families import read_shape
-from grpo_mcore.models.lora import check_lora
-from tests.end_to_end.conftest import run_command, torchrun
+from tests.end_to_end.conftest import run_command, run_script
 from tests.models.lora_reference import CASES
 
 HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ def output(tiny_models, tmp_path_factory) -> Path:
     peft = [sys.executable, HERE / "lora_reference.py"]
     run_command([*peft, "make", tiny_models, directory / "reference"])
     for name, processes in zip(LAYOUTS, (1, 4), strict=True):
-        run_command(torchrun(processes, HERE / "lora_worker.py", tiny_models, directory / name))
+        run_script(HERE / "lora_worker.py", tiny_models, directory / name, ranks=processes)
     run_command([*peft, "load", tiny_models, *(directory / name for name in LAYOUTS)])
     return directory
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import FAMILY_MODELS
-from tests.end_to_end.conftest import run_command, torchrun
+from tests.end_to_end.conftest import run_command, run_script
 
 HERE = Path(__file__).parent
 LAYOUTS = ("single", "mixed")
@@ -24,7 +24,7 @@ def output(tiny_models, tmp_path_factory) -> Path:
         [sys.executable, HERE / "parity_reference.py", tiny_models, directory / "reference"]
     )
     for name, processes in zip(LAYOUTS, (1, 4), strict=True):
-        run_command(torchrun(processes, HERE / "parity_worker.py", tiny_models, directory / name))
+        run_script(HERE / "parity_worker.py", tiny_models, directory / name, ranks=processes)
     return directory
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from grpo_mcore.errors import ConfigError, PhaseTimeout
 from grpo_mcore.models import sources
 from grpo_mcore.models.sources import local_model, push_folder
-from tests.end_to_end.conftest import run_command, torchrun
+from tests.end_to_end.conftest import run_script
 from tests.models.hub_stub import SHA, USER, running_hub
 
 WORKER = Path(__file__).with_name("sources_worker.py")
@@ -144,7 +144,7 @@ def test_every_model_has_a_directory_of_its_own(model, source, tmp_path):
 
 
 def test_other_ranks_wait_until_it_is_whole(source, tmp_path):
-    run_command(torchrun(2, WORKER, source, tmp_path / "outputs", tmp_path))
+    run_script(WORKER, source, tmp_path / "outputs", tmp_path, ranks=2)
     found = {(tmp_path / f"found {rank}").read_text() for rank in range(2)}
     assert found == {str(path) for path in (tmp_path / "outputs").iterdir()}
 

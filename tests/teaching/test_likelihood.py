@@ -17,7 +17,7 @@ from grpo_mcore.data.text import extract_teaching
 from grpo_mcore.data.tokenizer import Tokenizer
 from tests.conftest import write_family_model
 from tests.data.sentencepiece_model import train_tokenizer
-from tests.end_to_end.conftest import records, run_command, torchrun
+from tests.end_to_end.conftest import records, run_command, run_script
 
 HERE = Path(__file__).parent
 BASELINE = "{question} answer :"
@@ -81,8 +81,8 @@ def run(pair, output: Path, processes: int, *overrides: str) -> Path:
         "rollout.kv_cache_gib": 0.05, "rollout.deadline_seconds": 240, "output_dir": output,
     }  # fmt: skip
     worker = HERE / "likelihood_worker.py"
-    start = torchrun(processes, worker) if processes > 1 else [sys.executable, worker]
-    run_command([*start, *(f"{k}={v}" for k, v in settings.items()), *overrides])
+    settings = [f"{k}={v}" for k, v in settings.items()]
+    run_script(worker, *settings, *overrides, ranks=processes if processes > 1 else 0)
     return output
 
 
@@ -189,7 +189,7 @@ def test_a_model_spread_over_ranks_says_the_same(pair, said, tmp_path):
     no number of ranks divides."""
     file = tmp_path / "said.json"
     file.write_text(json.dumps(said[:5]))
-    output = run_command(torchrun(2, HERE / "layouts_worker.py", pair.student, file))
+    output = run_script(HERE / "layouts_worker.py", pair.student, file, ranks=2)
     lines = [line for line in output.splitlines() if line.startswith("difference")]
     assert len(lines) == 6
     for line in lines:

@@ -14,7 +14,7 @@ import yaml
 
 from grpo_mcore.cli import main
 from grpo_mcore.trainers.tutor import Tutor
-from tests.end_to_end.conftest import ROOT, clean_environment, run_command, torchrun
+from tests.end_to_end.conftest import ROOT, clean_environment, run_script
 from tests.teaching.conftest import GAP, SETTINGS, TASK
 
 DEADLINE = 280
@@ -83,7 +83,7 @@ def test_a_trainer_on_separate_processes_and_what_it_leaves_say_the_same(
     """The processes of the student are told too. The settings of the run are in its checkpoint."""
     directory, student = tmp_path / "run", classroom_models.strong
     worker = ROOT / "tests" / "teaching" / "diagnosis_worker.py"
-    output = run_command(torchrun(2, worker, classroom_models.teacher, student, directory))
+    output = run_script(worker, classroom_models.teacher, student, directory, ranks=2)
     told = [json.loads(text) for text in re.findall(r"^rank \d: (.*)$", output, re.MULTILINE)]
     refused = [rank.pop("refused") for rank in told]
     assert len(told) == 2 and told[0] == told[1] and told[0]["same"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.end_to_end.conftest import records, run_command, torchrun
+from tests.end_to_end.conftest import records, run_script
 from tests.trainers.grpo_worker import (
     AFTER_REFUSAL,
     AGAIN,
@@ -30,7 +30,7 @@ def output(tmp_path_factory) -> Path:
     """What the worker wrote; it ends with an error."""
     directory = tmp_path_factory.mktemp("layouts")
     worker = Path(__file__).with_name("grpo_worker.py")
-    printed = run_command(torchrun(4, worker, directory), fails=True, timeout=400)
+    printed = run_script(worker, directory, ranks=4, fails=True, timeout=400)
     assert (directory / "engine.pid").exists(), printed[:6000]
     return directory
 

@@ -21,7 +21,7 @@ from grpo_mcore import DPOTrainer, SFTConfig, SFTTrainer
 from grpo_mcore.callbacks import Callback
 from grpo_mcore.config import ConfigError
 from grpo_mcore.trainers.sft import SFTSession
-from tests.end_to_end.conftest import records, run_command, torchrun
+from tests.end_to_end.conftest import records, run_command, run_script
 from tests.trainers.offline_reference import CHATS, HELD_OUT, PAIRS, ROWS, TEMPLATE
 from tests.trainers.offline_worker import DPO_LAYOUTS, dpo_config, rows_of, sft_config
 
@@ -59,7 +59,7 @@ def other(tiny_models, model) -> str:
 def spread(model, other, tmp_path_factory) -> Path:
     """What the worker's runs over four processes left."""
     directory = tmp_path_factory.mktemp("spread")
-    run_command(torchrun(4, HERE / "offline_worker.py", model, other, directory))
+    run_script(HERE / "offline_worker.py", model, other, directory, ranks=4)
     return directory
 
 

@@ -11,7 +11,7 @@ import torch
 from grpo_mcore.config import ConfigError, ModelConfig
 from grpo_mcore.models.inputs import check_packing
 from grpo_mcore.models.shape import ModelShape
-from tests.end_to_end.conftest import run_command, torchrun
+from tests.end_to_end.conftest import run_command, run_script
 from tests.training.split_worker import ALPHA, BUDGETS, CASES, PACKED
 
 SHAPE = ModelShape("llama", 128, 160, 2, 4, 2, 32, 500, 128, 1e-5, 1e4, False)
@@ -23,7 +23,7 @@ EVERY_BUDGET = pytest.mark.parametrize("budget", BUDGETS[1:])
 def output(tiny_models, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("split") / "found.pt"
     worker = Path(__file__).with_name("split_worker.py")
-    run_command(torchrun(4, worker, tiny_models, output))
+    run_script(worker, tiny_models, output, ranks=4)
     return output
 
 

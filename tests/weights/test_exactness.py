@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import FAMILY_MODELS
-from tests.end_to_end.conftest import run_command, torchrun
+from tests.end_to_end.conftest import run_script
 
 WORKER = Path(__file__).with_name("exactness_worker.py")
 
@@ -14,7 +14,7 @@ WORKER = Path(__file__).with_name("exactness_worker.py")
 def assert_exact(tiny_models: Path, directory: Path, processes: int, cases: list[str]) -> dict:
     """Returns what the worker found, by case."""
     output = directory / "found.json"
-    run_command(torchrun(processes, WORKER, tiny_models, output, *cases), timeout=560)
+    run_script(WORKER, tiny_models, output, *cases, ranks=processes, timeout=560)
     found = json.loads(output.read_text())
     assert list(found) == cases
     for case, result in found.items():
