@@ -1,10 +1,12 @@
 """Models small enough to be made anew for every test session."""
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -71,11 +73,25 @@ def tiny_models(tmp_path_factory) -> Path:
     of FAMILY_MODELS."""
     from examples.demo.models import write_random_model
 
-    root = tmp_path_factory.mktemp("models")
-    write_random_model(root / "teacher", seed=0)
-    for name, (config, changes, *_) in FAMILY_MODELS.items():
-        write_family_model(root / name, config, **changes)
-    return root
+    def make(root: Path) -> None:
+        write_random_model(root / "teacher", seed=0)
+        for name, (config, changes, *_) in FAMILY_MODELS.items():
+            write_family_model(root / name, config, **changes)
+
+    return made_once(tmp_path_factory, "models", make)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The directory `name` as `make` fills it, once for all processes of pytest-xdist."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    directory = shared / name
+    with FileLock(f"{directory}.lock"):
+        if not directory.exists():
+            make(work := shared / f"{name}.partial")
+            work.rename(directory)
+    return directory
 
 
 def write_family_model(directory: Path, config_class: str, **changes) -> None:
@@ -165,12 +181,14 @@ def reward_model(tmp_path_factory) -> Path:
         num_labels=1,
         pad_token_id=tokenizer.pad_token_id,
     )
-    directory = tmp_path_factory.mktemp("models") / "tiny-judge"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformers.Qwen2ForSequenceClassification(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+
+    def make(directory: Path) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            transformers.Qwen2ForSequenceClassification(config).save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+
+    return made_once(tmp_path_factory, "tiny-judge", make)
 
 
 @pytest.fixture(scope="session")
@@ -178,9 +196,12 @@ def judge_model(tmp_path_factory) -> Path:
     """The directory of a random model with a chat template and room for a judge's prompt."""
     from transformers import AutoTokenizer
 
-    directory = tmp_path_factory.mktemp("judge") / "model"
-    write_family_model(directory, "Qwen2Config", max_position_embeddings=8192)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    tokenizer.save_pretrained(directory)
-    return directory
+    def make(directory: Path) -> None:
+        write_family_model(directory, "Qwen2Config", max_position_embeddings=8192)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        )
+        tokenizer.save_pretrained(directory)
+
+    return made_once(tmp_path_factory, "judge", make)

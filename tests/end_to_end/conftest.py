@@ -15,11 +15,11 @@ SCRIPT = ROOT / "examples" / "run_teacher_grpo.sh"
 
 
 @pytest.fixture(scope="session")
-def job(tiny_models) -> list[str]:
+def job(tiny_models, tmp_path_factory) -> list[str]:
     """Overrides of a small job: a Qwen3 teacher with tied embeddings, a Llama student."""
     from examples.demo import problems
 
-    data = tiny_models / "questions.jsonl"
+    data = tmp_path_factory.mktemp("job") / "questions.jsonl"
     rows = [problems.rl_row(question) for question in problems.train_questions(0, 24)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [

@@ -16,6 +16,8 @@ import pytest
 from tests.end_to_end.conftest import ROOT, clean_environment
 from tests.rollout.test_orphans import MARK, processes_of, shared_memory_of
 
+pytestmark = pytest.mark.real_engines
+
 WORKER = Path(__file__).with_name("judge_orphans_worker.py")
 
 

@@ -15,6 +15,8 @@ import pytest
 from tests.end_to_end.conftest import ROOT, clean_environment, torchrun
 from tests.trainers.grpo_jobs import write_chat_model
 
+pytestmark = pytest.mark.real_engines
+
 MARK = "GRPO_MCORE_JOB_OF_THIS_TEST"
 """A variable that all processes of a job inherit."""
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from grpo_mcore.config import TemplatesConfig
+from tests.conftest import made_once
 
 TEMPLATES = TemplatesConfig(
     baseline="question : {question} answer :",
@@ -42,7 +43,7 @@ def classroom_models(tmp_path_factory) -> SimpleNamespace:
     cards, plans to add or to multiply books, and says anything of coins."""
     from examples.demo.tokenizer import words
 
-    root, draw = tmp_path_factory.mktemp("classroom"), random.Random(0)
+    draw = random.Random(0)
     vocabulary = [word for word in words() if word.isalpha()]
 
     def stray() -> str:
@@ -72,12 +73,16 @@ def classroom_models(tmp_path_factory) -> SimpleNamespace:
         return text, grades[number % 3] if name == "grading" else GUIDANCE[name]
 
     plans = {"cards": [" i would multiply."], "books": [" i would add.", " i would multiply."]}
-    train(root / "teacher", [lesson(number) for number in range(400 * 8)])
-    train(root / "strong", student(lambda item: " i would add.")[: 120 * 8])
-    train(
-        root / "weak",
-        student(lambda item: draw.choice(plans.get(item) or [stray()]))[: 220 * 8],
-    )
+
+    def make(root: Path) -> None:
+        train(root / "teacher", [lesson(number) for number in range(400 * 8)])
+        train(root / "strong", student(lambda item: " i would add.")[: 120 * 8])
+        train(
+            root / "weak",
+            student(lambda item: draw.choice(plans.get(item) or [stray()]))[: 220 * 8],
+        )
+
+    root = made_once(tmp_path_factory, "classroom", make)
     return SimpleNamespace(**{name: str(root / name) for name in ("teacher", "strong", "weak")})
 
 

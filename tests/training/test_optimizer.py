@@ -7,7 +7,8 @@ from megatron.core.optimizer import OptimizerConfig
 
 from grpo_mcore.config import ConfigError, ModelConfig, TrainingConfig
 from grpo_mcore.models.transformer_engine import DeviceFacts
-from grpo_mcore.training.optimizer import check_optimizer, offload_fields
+from grpo_mcore.preflight.settings import check_optimizer
+from grpo_mcore.training.optimizer import offload_fields
 
 GPU = DeviceFacts((9, 0), (12, 9), (2, 11))
 MODEL = ModelConfig("there", dtype="bfloat16")
