@@ -1,6 +1,7 @@
 """Models small enough to be made anew for every test session."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,6 +128,11 @@ def write_family_model(directory: Path, config_class: str, **changes) -> None:
                 parameter += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def name_of(value: object) -> str:
+    """A parameter's name, the same in every process: without addresses."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -28,7 +28,7 @@ from grpo_mcore.objectives.sft import sft_loss
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.groups import Role
 from grpo_mcore.parallel.world import join
-from grpo_mcore.training.optimizer import check_optimizer
+from grpo_mcore.preflight.settings import check_optimizer
 from grpo_mcore.training.policy import Policy
 from grpo_mcore.weights.gather import stream_tensors
 from grpo_mcore.weights.plan import make_plan

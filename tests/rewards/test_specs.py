@@ -13,6 +13,7 @@ from grpo_mcore.rewards import (
     reward,
     think_format_reward,
 )
+from tests.conftest import name_of
 
 
 def style(function) -> str:
@@ -68,7 +69,7 @@ class Judge:
         (Judge().compare, "responses"),
         (functools.partial(reward(style="responses")(lambda a, b, c: 0), c=1), "responses"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_the_names_of_the_parameters_tell_the_style(function, expected):
     assert style(function) == expected
@@ -139,7 +140,7 @@ def test_weights_are_one_each_unless_given():
     assert [spec.weight for spec in specs] == [0.5, -2.0]
 
 
-@pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0, 1.0], [1.0, float("nan")]], ids=str)
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0, 1.0], [1.0, float("nan")]], ids=name_of)
 def test_weights_that_do_not_fit_are_refused(weights):
     with pytest.raises(ConfigError, match="reward_weights="):
         as_reward_specs([trl_like, nemo_like], weights)
@@ -161,7 +162,7 @@ def test_tokenizers_that_do_not_fit_are_refused():
         (Judge().compare, ["question"], "ground_truths"),
         (AdaptiveTeachingReward(), ["ground_truths", "solutions"], "baseline_solutions"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_a_parameter_that_no_column_fills_is_refused_early(function, columns, missing):
     with pytest.raises(ConfigError, match=f"nothing fills its parameter {missing}; there are the"):
@@ -177,7 +178,7 @@ def test_a_parameter_that_no_column_fills_is_refused_early(function, columns, mi
         (functools.partial(trl_like_without_rest, answer="1"), []),
         (lambda prompts, completions, completion_ids, trainer_state, log_metric, best=1: 0, []),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_a_function_whose_parameters_are_all_filled_is_admitted(function, columns):
     assert len(as_reward_specs(function, columns=columns)) == 1

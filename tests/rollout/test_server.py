@@ -19,11 +19,11 @@ from grpo_mcore.config import ConfigError, ModelConfig, RolloutConfig
 from grpo_mcore.models.families import read_shape
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.preflight.layouts import count_engines
+from grpo_mcore.preflight.servers import check_servers
 from grpo_mcore.rollout.bucket import Receipt, fetch_buffer, to_json
 from grpo_mcore.rollout.engine import EngineError
 from grpo_mcore.rollout.requests import Request
 from grpo_mcore.rollout.server import BucketOffer, ServerEngine
-from grpo_mcore.rollout.start import check_servers
 from tests.rollout.conftest import free_port, open_rig, serve_model
 
 REQUEST = Request([5], 2, 0)

@@ -37,6 +37,7 @@ from grpo_mcore import (
 )
 from grpo_mcore.callbacks import Callback
 from grpo_mcore.config import ConfigError, RolloutConfig
+from tests.conftest import name_of
 from tests.end_to_end.conftest import ROOT, clean_environment, records
 from tests.models.hub_stub import running_hub
 
@@ -605,7 +606,7 @@ def test_an_argument_is_given_under_one_name(model, tmp_path, one, other):
         ),
         ({"report_to": "nobody"}, "report_to=nobody: choose from"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_what_cannot_work_is_refused_by_name(model, tmp_path, arguments, message):
     given = {"reward_funcs": by_tokens, "train_dataset": ROWS}

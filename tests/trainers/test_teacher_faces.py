@@ -27,6 +27,7 @@ from grpo_mcore.teaching.classroom import Classroom
 from grpo_mcore.teaching.lesson import Attempt
 from grpo_mcore.teaching.student import Finished, LocalStudent
 from grpo_mcore.trainers.teacher_grpo import teacher_config
+from tests.conftest import name_of
 from tests.end_to_end.conftest import records
 
 ROWS = [{"question": f"tom has {n} cards.", "answer": f"so #### {n}"} for n in range(6)]
@@ -343,7 +344,7 @@ def test_without_a_student_the_reference_is_taught(model, tiny_models, tmp_path)
             "data.reference_column=None: with the reference of row 0 student.path's context of 128",
         ),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_what_cannot_work_is_refused_by_name(model, tmp_path, arguments, config, message):
     with pytest.raises(ConfigError) as caught:
