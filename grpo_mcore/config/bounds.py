@@ -16,7 +16,9 @@ from typing import Any, Union, get_args, get_origin
 from grpo_mcore.errors import ConfigError
 
 LARGEST = 1e9
-"""No setting means anything beyond it: 30 years in seconds, more tokens than a context has."""
+"""No setting means anything beyond it, and engines and kernels hold numbers in 32 bits."""
+LONGEST_WAIT = 1e6
+"""Seconds, 11 days: what waits for more overflows the milliseconds it counts in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def choice(default: str | None, choices: Iterable[str]) -> Any:
 
 
 def check_bounds(config: Any, prefix: str = "") -> None:
-    """Checks every number and every choice of a configuration and of its sections.
+    """Checks every number, choice and switch of a configuration and of its sections.
 
     Args:
         prefix: of the keys, such as "rollout.".
@@ -96,10 +98,14 @@ def check_bounds(config: Any, prefix: str = "") -> None:
     for one in fields(config):
         key, value = prefix + one.name, getattr(config, one.name)
         kinds = kinds_of(one.type)
-        if is_dataclass(value):
-            check_bounds(value, f"{key}.")
-        elif value is None and type(None) in kinds:
+        if value is None and type(None) in kinds:
             continue
+        if section := next(filter(is_dataclass, kinds), None):
+            if not isinstance(value, section):
+                raise ConfigError(f"{key}={value!r}: must be a {section.__name__}")
+            check_bounds(value, f"{key}.")
+        elif kinds == (bool,) and not isinstance(value, bool):
+            raise ConfigError(f"{key}={value!r}: must be True or False")
         elif "choices" in one.metadata:
             check_choice(key, value, one.metadata["choices"])
         elif kind := _number_kind(kinds, one.default):

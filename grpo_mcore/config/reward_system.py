@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from grpo_mcore.config.bounds import choice, number, numbers
+from grpo_mcore.config.bounds import LONGEST_WAIT, choice, number, numbers
 
 JUDGES = ("accuracy", "helpfulness", "process", "diagnostic")
 FIELDS = ("question", "ground_truth", "plan", "baseline", "teaching", "answer")
@@ -124,7 +124,7 @@ class RewardSystemConfig:
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     max_workers: int = number(8, least=1)
     """Requests under way at once, over all samples, judges and temperatures."""
-    timeout: float = number(60.0, above=0)
+    timeout: float = number(60.0, above=0, most=LONGEST_WAIT)
     """Seconds for one attempt at a request; all attempts and the pauses between them together have
     (max_retries + 1) times as many."""
     max_retries: int = number(2, least=0)

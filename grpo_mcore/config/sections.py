@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from grpo_mcore.config.bounds import choice, number
+from grpo_mcore.config.bounds import LONGEST_WAIT, choice, number
 
 DTYPES = ("float32", "bfloat16")
 LAYERS = ("auto", "transformer_engine", "local")
@@ -190,12 +190,12 @@ class RolloutConfig:
     lora_sync: str = choice("merged", ("merged", "adapters"))
     """What engines are sent when adapters are trained: "merged" (the layers that they change) or
     "adapters" (these alone, which vLLM computes with; more work at each token)."""
-    deadline_seconds: float = number(1800.0, above=0)
+    deadline_seconds: float = number(1800.0, above=0, most=LONGEST_WAIT)
     """Longest wait for another rank, or silence of an engine, before that counts as a failure."""
-    start_seconds: float | None = number(None, above=0)
+    start_seconds: float | None = number(None, above=0, most=LONGEST_WAIT)
     """The engine's while it starts; None: deadline_seconds, which is the most that it can be."""
-    generate_seconds: float | None = number(None, above=0)
+    generate_seconds: float | None = number(None, above=0, most=LONGEST_WAIT)
     """The engine's while it generates, which a local one speaks of every few seconds, and a server
     whenever it has finished a completion: for servers, more than the longest completion takes."""
-    sync_seconds: float | None = number(None, above=0)
+    sync_seconds: float | None = number(None, above=0, most=LONGEST_WAIT)
     """The engine's while it is given weights, falls asleep or wakes."""

@@ -4,7 +4,7 @@ transformers' and TRL's where they have the setting."""
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
-from grpo_mcore.config.bounds import choice, number
+from grpo_mcore.config.bounds import LONGEST_WAIT, choice, number
 from grpo_mcore.config.foreign import OF_DPO, OF_GRPO, OF_SFT, OF_TRAINING, accepts
 from grpo_mcore.config.objective import ObjectiveConfig
 from grpo_mcore.config.reward_system import JudgeServerConfig, RewardSystemConfig
@@ -165,7 +165,7 @@ class _OfflineConfig(_ModelTrainingConfig):
     max_length: int | None = number(1024, least=1)
     """Tokens of a sequence at most, what exceeds it is cut off; None: the model's context."""
     shuffle_dataset: bool = True
-    deadline_seconds: float = number(1800.0, above=0)
+    deadline_seconds: float = number(1800.0, above=0, most=LONGEST_WAIT)
     """Longest wait for another rank before the run stops with the reason."""
 
 
@@ -239,7 +239,7 @@ class GroupConfig(ObjectiveConfig):
     """The policy's share in reference <- alpha * policy + (1 - alpha) * reference."""
     ref_model_sync_steps: int = number(512, least=1)
 
-    reward_timeout: float | None = number(None, above=0)
+    reward_timeout: float | None = number(None, above=0, most=LONGEST_WAIT)
     """Seconds each reward function may take for a step's samples; None: any time."""
     log_completions: Any = number(4, least=0)
     """Completions a step written to completions.jsonl; true: all."""

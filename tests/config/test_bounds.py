@@ -130,6 +130,13 @@ def test_a_choice_is_one_of_those_declared(config):
         assert refusal(config, key, "nonsense").startswith(f"{key}=nonsense: choose one of ")
 
 
+def test_a_switch_and_a_section_are_what_they_are():
+    with pytest.raises(ConfigError, match="use_kl_in_reward='no': must be True or False"):
+        check_bounds(GRPOConfig(use_kl_in_reward="no"))
+    with pytest.raises(ConfigError, match="layout='2x1x1': must be a LayoutConfig"):
+        check_bounds(TeacherGRPOConfig(layout="2x1x1"))
+
+
 def test_defaults_are_legal():
     for config in CONFIGS:
         check_bounds(config)
