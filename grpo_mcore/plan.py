@@ -12,9 +12,7 @@ from grpo_mcore.config.compose import (
     parse_overrides,
     read_settings,
 )
-from grpo_mcore.config.objective import check_choice
 from grpo_mcore.launch import one_line_errors
-from grpo_mcore.memory.activations import ELEMENT
 from grpo_mcore.memory.advice import largest_micro_batch, remedies
 from grpo_mcore.memory.devices import Device, find_device, this_device
 from grpo_mcore.memory.job import Job
@@ -89,8 +87,6 @@ def make_plan(
         if value is not None and value < 1:
             raise ConfigError(f"{key}={value}: must be at least 1")
     check_training(config)
-    for role in ("teacher", "student"):
-        check_choice(f"{role}.dtype", getattr(config, role).dtype, ELEMENT)
     if target.is_gpu == device.is_cuda():
         check_settings(config)  # what another kind of device can do is not known here
     rewards = rewards_of(config)

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+from grpo_mcore.config.bounds import check_bounds
 from grpo_mcore.config.sections import LoraConfig
 from grpo_mcore.errors import ConfigError
 
@@ -84,15 +85,7 @@ def _parse(key: str, options: dict) -> LoraConfig:
     given = {k: v for k, v in options.items() if k in {*_SERVED, "path"} and v is not None}
     lora = LoraConfig(**given)
     lora.target_modules = _targets(f"{key}.target_modules", lora.target_modules)
-    for name in ("r", "lora_alpha", "lora_dropout"):
-        if type(getattr(lora, name)) not in (int, float):
-            raise ConfigError(f"{key}.{name}={getattr(lora, name)!r}: must be a number")
-    if lora.r < 1 or lora.r % 1:
-        raise ConfigError(f"{key}.r={lora.r}: must be a whole number from 1 on")
-    if lora.lora_alpha <= 0:
-        raise ConfigError(f"{key}.lora_alpha={lora.lora_alpha}: must be above 0")
-    if not 0 <= lora.lora_dropout < 1:
-        raise ConfigError(f"{key}.lora_dropout={lora.lora_dropout}: must be from 0 to below 1")
+    check_bounds(lora, f"{key}.")
     return lora
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from grpo_mcore.config.bounds import LONGEST_WAIT, choice, number, numbers
+
 JUDGES = ("accuracy", "helpfulness", "process", "diagnostic")
 FIELDS = ("question", "ground_truth", "plan", "baseline", "teaching", "answer")
 """What a judge's prompt may hold, in braces."""
@@ -54,7 +56,7 @@ DIAGNOSTIC = (
 @dataclass
 class JudgeConfig:
     enabled: bool = True
-    weight: float = 1.0
+    weight: float = number(1.0, above=0)
     """In the mean over the judges that have given a score."""
     prompt: str = ""
     """What the judge is asked. {question}, {ground_truth}, {plan} and {baseline} (the student's
@@ -82,7 +84,7 @@ class JudgeModelConfig:
     without a base_url the small one."""
     api_key_env: str | None = None
     """The environment variable that holds the endpoint's key; None: it asks for none."""
-    max_tokens: int = 1024
+    max_tokens: int = number(1024, least=1)
     """Of one verdict."""
     structured_outputs: bool = True
     """Send the verdict's JSON schema as `response_format`. Verdicts are checked in any case."""
@@ -93,12 +95,12 @@ class ConsistencyConfig:
     """What scores of different judges may not say of the same teaching; null leaves a rule out. A
     rule counts where both of its judges have given a score."""
 
-    process_above_accuracy: float | None = 0.1
+    process_above_accuracy: float | None = number(0.1, least=0, most=1)
     """The process score is at most the accuracy score plus this."""
-    weak_process: float | None = 0.5
+    weak_process: float | None = number(0.5, least=0, most=1)
     """Where the process score is below this, helpfulness is at most `weak_process_helpfulness`."""
-    weak_process_helpfulness: float = 0.5
-    helpfulness_above_diagnostic: float | None = 0.1
+    weak_process_helpfulness: float = number(0.5, least=0, most=1)
+    helpfulness_above_diagnostic: float | None = number(0.1, least=0, most=1)
     """The helpfulness score is at most the diagnostic score plus this."""
 
 
@@ -111,21 +113,21 @@ class RewardSystemConfig:
     """The first tier: asked once for each temperature; the most certain verdict counts."""
     large: JudgeModelConfig = field(default_factory=JudgeModelConfig)
     """The second tier: shown all verdicts of the first, where these disagree or are unsure."""
-    temperatures: list[float] = field(default_factory=lambda: [0.2, 0.5, 0.8])
+    temperatures: list[float] = numbers([0.2, 0.5, 0.8], least=0, most=2)
     """Of the small model's verdicts."""
-    large_temperature: float = 0.3
-    variance_threshold: float = 0.15
+    large_temperature: float = number(0.3, least=0, most=2)
+    variance_threshold: float = number(0.15, least=0, most=1)
     """The large model is asked where the standard deviation of the scores (over n, whatever the
     name, which is ATLAS's) is above this,"""
-    uncertainty_threshold: float = 0.3
+    uncertainty_threshold: float = number(0.3, least=0, most=1)
     """or the highest uncertainty above this, or no verdict is valid."""
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
-    max_workers: int = 8
+    max_workers: int = number(8, least=1)
     """Requests under way at once, over all samples, judges and temperatures."""
-    timeout: float = 60.0
+    timeout: float = number(60.0, above=0, most=LONGEST_WAIT)
     """Seconds for one attempt at a request; all attempts and the pauses between them together have
     (max_retries + 1) times as many."""
-    max_retries: int = 2
+    max_retries: int = number(2, least=0)
     """Further attempts after a broken connection, a timeout, or status 408, 409, 429 or 5xx."""
     cache: str | None = None
     """SQLite file of verdicts, by all that the request says, so not by the URL; several runs may
@@ -139,8 +141,8 @@ class JudgeServerConfig:
 
     path: str | None = None
     """A directory with a model that vLLM knows and a tokenizer with a chat template; None: none."""
-    dtype: str = "auto"
+    dtype: str = choice("auto", ("auto", "float32", "bfloat16", "float16"))
     """vLLM's --dtype; "auto": the model's own."""
-    tensor_parallel: int = 1
-    max_model_len: int | None = None
+    tensor_parallel: int = number(1, least=1)
+    max_model_len: int | None = number(None, least=1)
     """Tokens of a prompt and its verdict at most; None: the model's own context."""

@@ -2,31 +2,38 @@
 
 from dataclasses import dataclass, field
 
+from grpo_mcore.config.bounds import LONGEST_WAIT, choice, number
+
+DTYPES = ("float32", "bfloat16")
+LAYERS = ("auto", "transformer_engine", "local")
+FP8_RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
+OVERLONG = ("error", "drop")
+
 
 @dataclass
 class ModelConfig:
     """A model in a Hugging Face directory (config.json and safetensors, sharded or not)."""
 
     path: str = "???"
-    dtype: str = "float32"
+    dtype: str = choice("float32", DTYPES)
     """"float32" or "bfloat16"; of weights in training and in the engine."""
-    layers: str = "auto"
+    layers: str = choice("auto", LAYERS)
     """"transformer_engine" (a GPU), "local" (Megatron's own) or "auto": the first on a GPU."""
-    fp8: str | None = None
+    fp8: str | None = choice(None, FP8_RECIPES)
     """FP8 recipe of the training layers ("delayed", "tensorwise", "blockwise", "mxfp8"); GPU."""
     fp8_param: bool = False
     """Hold the layers' matrices in FP8 too; needs distributed_optimizer."""
-    bf16_layers_at_start: int = 0
+    bf16_layers_at_start: int = number(0, least=0)
     """First layers that compute in bfloat16 all the same."""
-    bf16_layers_at_end: int = 0
+    bf16_layers_at_end: int = number(0, least=0)
     """Last layers that do."""
     sequence_parallel: bool = False
     """Megatron's sequence parallelism over the tensor parallel ranks."""
-    expert_parallel: int = 1
+    expert_parallel: int = number(1, least=1)
     """Ranks that each hold a part of the experts; divides the layout's data parallel size."""
-    virtual_pipeline: int = 1
+    virtual_pipeline: int = number(1, least=1)
     """Parts of the model each pipeline stage holds (the interleaved schedule, if above 1)."""
-    recompute: str | None = None
+    recompute: str | None = choice(None, ("full", "selective"))
     """Recompute activations in the backward pass: "full" (one layer at a time) or "selective"
     (of attention, what lies between its projections)."""
 
@@ -35,11 +42,11 @@ class ModelConfig:
 class LoraConfig:
     """Low-rank adapters, in PEFT's words."""
 
-    r: int = 8
+    r: int = number(8, least=1)
     """Rank."""
-    lora_alpha: float = 8
+    lora_alpha: float = number(8, above=0)
     """What adapters add is scaled by lora_alpha / r."""
-    lora_dropout: float = 0.0
+    lora_dropout: float = number(0.0, least=0, below=1)
     """Of what adapters are given, in training."""
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
     """Of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj; or all-linear."""
@@ -53,7 +60,7 @@ class LoraConfig:
 class LayoutConfig:
     """Who runs where. Layouts are "TPxPPxDP"."""
 
-    placement: str = "auto"
+    placement: str = choice("auto", ("auto", "separate", "colocated"))
     """"separate" (disjoint ranks), "colocated" (both roles on all ranks), or "auto"."""
     teacher: str = "auto"
     student: str = "auto"
@@ -77,9 +84,9 @@ class DataConfig:
     reference_column: str | None = None
     """A worked answer as text, for LikelihoodGainReward; None: the final answer, in
     `templates.reference`. A row may have none."""
-    eval_size: int = 0
+    eval_size: int = number(0, least=0)
     """Use only the first so many held-out rows; 0: all."""
-    overlong: str = "error"
+    overlong: str = choice("error", OVERLONG)
     """A question too long for a model: "error" names the row, "drop" drops and counts."""
 
 
@@ -142,55 +149,53 @@ class TemplatesConfig:
 class RolloutConfig:
     """The vLLM engines."""
 
-    engine: str = "local"
+    engine: str = choice("local", ("local", "server"))
     """"local": child processes of the ranks, on their devices. "server": vLLM servers that run
     elsewhere (examples/serve_engine.sh), one URL for each engine of a role in `*_servers`."""
     policy_servers: list[str] = field(default_factory=list)
     teacher_servers: list[str] = field(default_factory=list)
     student_servers: list[str] = field(default_factory=list)
-    server_transport: str = "http"
-    """How weights go to servers: "http"."""
-    policy_engines: int = 0
+    policy_engines: int = number(0, least=0)
     """Engines of GRPO's policy; 0: one on CPU, one for every `policy_tensor_parallel` GPUs."""
-    policy_tensor_parallel: int = 1
+    policy_tensor_parallel: int = number(1, least=1)
     """Tensor parallel size of each engine, independent of the training layout."""
-    teacher_engines: int = 0
-    teacher_tensor_parallel: int = 1
-    student_engines: int = 0
-    student_tensor_parallel: int = 1
-    gpu_memory_utilization: float = 0.5
-    kv_cache_gib: float = 0.25
+    teacher_engines: int = number(0, least=0)
+    teacher_tensor_parallel: int = number(1, least=1)
+    student_engines: int = number(0, least=0)
+    student_tensor_parallel: int = number(1, least=1)
+    gpu_memory_utilization: float = number(0.5, above=0, most=1)
+    kv_cache_gib: float = number(0.25, above=0)
     """Key-value cache of each engine on CPU."""
-    max_num_seqs: int = 256
+    max_num_seqs: int = number(256, least=1)
     """Requests an engine works on at once."""
-    bucket_megabytes: int = 256
+    bucket_megabytes: int = number(256, least=1)
     """Weights move to the engines in buckets of at most this size (or one tensor)."""
-    quantization: str | None = None
+    quantization: str | None = choice(None, ("fp8",))
     """"fp8": engines hold the weights in FP8, with a scale for each tensor, and are given them in
     bfloat16; GPU."""
     offload_policy: bool = False
     """Take gradients and optimizer off the device before the engines are given the weights, and the
     trainer's parameters while they generate; GPU."""
-    max_engine_restarts: int = 3
+    max_engine_restarts: int = number(3, least=0)
     """An engine that fails is started again, given the weights, and asked for what it has not
     finished; after so many times without a completed generation, be it a `rollout_func`'s, the run
     saves and stops."""
-    mismatch_warn: float | None = 1.1
+    mismatch_warn: float | None = number(1.1, least=1)
     """Warn where `sampling/mismatch`, the mean of exp(|log p_trainer - log p_engine|), is above it.
     1.1 is a chosen bound, well above what rounding in bfloat16 gives; an FP8 engine, of which
     nothing was measured here, may need a higher one. A weight that was not synced, or a module that
     computes something else, gives more."""
-    mismatch_stop: float | None = None
+    mismatch_stop: float | None = number(None, least=1)
     """Stop the run there."""
-    lora_sync: str = "merged"
+    lora_sync: str = choice("merged", ("merged", "adapters"))
     """What engines are sent when adapters are trained: "merged" (the layers that they change) or
     "adapters" (these alone, which vLLM computes with; more work at each token)."""
-    deadline_seconds: float = 1800.0
+    deadline_seconds: float = number(1800.0, above=0, most=LONGEST_WAIT)
     """Longest wait for another rank, or silence of an engine, before that counts as a failure."""
-    start_seconds: float | None = None
+    start_seconds: float | None = number(None, above=0, most=LONGEST_WAIT)
     """The engine's while it starts; None: deadline_seconds, which is the most that it can be."""
-    generate_seconds: float | None = None
+    generate_seconds: float | None = number(None, above=0, most=LONGEST_WAIT)
     """The engine's while it generates, which a local one speaks of every few seconds, and a server
     whenever it has finished a completion: for servers, more than the longest completion takes."""
-    sync_seconds: float | None = None
+    sync_seconds: float | None = number(None, above=0, most=LONGEST_WAIT)
     """The engine's while it is given weights, falls asleep or wakes."""

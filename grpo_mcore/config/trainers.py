@@ -4,10 +4,12 @@ transformers' and TRL's where they have the setting."""
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
+from grpo_mcore.config.bounds import LONGEST_WAIT, choice, number
 from grpo_mcore.config.foreign import OF_DPO, OF_GRPO, OF_SFT, OF_TRAINING, accepts
 from grpo_mcore.config.objective import ObjectiveConfig
 from grpo_mcore.config.reward_system import JudgeServerConfig, RewardSystemConfig
 from grpo_mcore.config.sections import (
+    OVERLONG,
     DataConfig,
     LayoutConfig,
     LoraConfig,
@@ -17,6 +19,9 @@ from grpo_mcore.config.sections import (
 )
 from grpo_mcore.errors import ConfigError
 
+FORMULAS = ("seed", "rcl", "docs")
+ANSWER_MATCHES = ("text", "math")
+EXTRACTIONS = ("strict", "lenient")
 SAMPLING_OPTIONS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "bad_words",
     "structured_outputs",
@@ -30,59 +35,60 @@ class TrainingConfig:
     and where results go."""
 
     output_dir: str = "outputs"
-    seed: int = 42
-    num_train_epochs: float = 3.0
-    max_steps: int = -1
+    seed: int = number(42, least=0, most=2**32 - 1)
+    num_train_epochs: float = number(3.0, above=0)
+    max_steps: int = number(-1, least=-1)
     """Optimizer steps; -1: as many as `num_train_epochs` have."""
-    per_device_train_batch_size: int = 8
+    per_device_train_batch_size: int = number(8, least=1)
     """Sequences in a micro-batch of one data parallel rank."""
-    max_tokens_per_micro_batch: int | None = None
+    max_tokens_per_micro_batch: int | None = number(None, least=1)
     """Tokens of a micro-batch at most, padding included; sequences of similar length go together,
     balanced over data parallel ranks. None: per_device_train_batch_size sequences."""
-    gradient_accumulation_steps: int | None = None
+    gradient_accumulation_steps: int | None = number(None, least=1)
     """Micro-batches of a data parallel rank in an optimizer step; None: as many as the other batch
     sizes say, or else 1 (of GRPO the fewest that make whole groups)."""
 
-    learning_rate: float = 1e-6
-    min_learning_rate: float = 0.0
+    learning_rate: float = number(1e-6, above=0, most=1)
+    min_learning_rate: float = number(0.0, least=0, most=1)
     lr_scheduler_type: str = "constant"
     """"constant", "linear" or "cosine", from learning_rate down to min_learning_rate."""
-    warmup_steps: float = 0
+    warmup_steps: float = number(0, least=0)
     """Below 1 a share of all steps."""
-    stable_steps: int = 0
+    stable_steps: int = number(0, least=0)
     """Steps at full rate before "linear" or "cosine" decay begins (counted after warm-up)."""
     optim: str = "adamw_torch"
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    adam_beta1: float = number(0.9, least=0, below=1)
+    adam_beta2: float = number(0.95, least=0, below=1)
+    adam_epsilon: float = number(1e-8, above=0, most=1)
+    weight_decay: float = number(0.0, least=0, most=1)
+    max_grad_norm: float = number(1.0, least=0)
+    """Of all gradients together; 0: no clipping."""
     distributed_optimizer: bool = False
     """Megatron's distributed optimizer: states sharded over data parallel ranks."""
-    optimizer_offload_fraction: float = 0.0
+    optimizer_offload_fraction: float = number(0.0, least=0, most=1)
     """Share of the optimizer's states and work kept on the CPU; needs distributed_optimizer."""
     peft_config: LoraConfig | None = None
     """Train adapters of these options only."""
 
-    logging_strategy: str = "steps"
-    logging_steps: int = 1
+    logging_strategy: str = choice("steps", ("steps", "epoch", "no"))
+    logging_steps: int = number(1, least=1)
     """Give callbacks and trackers the metrics every so many steps, as means over these steps;
     metrics.jsonl has every step's."""
     report_to: Any = "none"
     """"tensorboard", "wandb", "mlflow", a list of them, "all" (that are installed) or "none"."""
     run_name: str | None = None
-    eval_strategy: str = "steps"
+    eval_strategy: str = choice("steps", ("steps", "epoch", "no"))
     """"steps", "epoch" or "no"."""
-    eval_steps: int = 0
+    eval_steps: int = number(0, least=0)
     """Evaluate every so many steps; 0: before the first and after the last only."""
-    save_strategy: str = "steps"
+    save_strategy: str = choice("steps", ("steps", "epoch", "best", "no"))
     """"steps", "epoch", "best" (whenever `metric_for_best_model` is) or "no"."""
-    save_steps: int = 0
+    save_steps: int = number(0, least=0)
     """Checkpoint every so many steps; 0: after the last only."""
     async_save: bool = False
     """Write checkpoints beside the next steps, from a copy in host memory. One takes effect in a
     later step, when every rank has written its part; a run that fails before then loses it."""
-    save_total_limit: int | None = None
+    save_total_limit: int | None = number(None, least=1)
     """As in transformers: checkpoints kept, the oldest go first. The best is among them and never
     goes; so with 1 there are two where the best is not the newest. None: all."""
     metric_for_best_model: str | None = None
@@ -108,7 +114,7 @@ class _ModelTrainingConfig(TrainingConfig):
     layout: str = "auto"
     """TPxPPxDP, such as 2x1x4; "auto": what fits the model, most of it data parallel."""
     lr_scheduler_type: str = "linear"
-    adam_beta2: float = 0.999
+    adam_beta2: float = number(0.999, least=0, below=1)
 
     bf16: InitVar[bool | None] = None
     """True: `model.dtype` is "bfloat16"; False: "float32"."""
@@ -153,13 +159,13 @@ class _OfflineConfig(_ModelTrainingConfig):
 
     train: str | None = None
     """Dataset of a trainer that is given none: a path or a name, as `data.train`."""
-    batch_size: int | None = None
+    batch_size: int | None = number(None, least=1)
     """Rows of the dataset in an optimizer step; None: per_device_train_batch_size x data parallel
     ranks x gradient_accumulation_steps."""
-    max_length: int | None = 1024
+    max_length: int | None = number(1024, least=1)
     """Tokens of a sequence at most, what exceeds it is cut off; None: the model's context."""
     shuffle_dataset: bool = True
-    deadline_seconds: float = 1800.0
+    deadline_seconds: float = number(1800.0, above=0, most=LONGEST_WAIT)
     """Longest wait for another rank before the run stops with the reason."""
 
 
@@ -168,7 +174,7 @@ class _OfflineConfig(_ModelTrainingConfig):
 class SFTConfig(_OfflineConfig):
     """Supervised fine-tuning."""
 
-    learning_rate: float = 2e-5
+    learning_rate: float = number(2e-5, above=0, most=1)
     completion_only_loss: bool | None = None
     """No loss on prompts; None: where the dataset has prompts and completions."""
     assistant_only_loss: bool = False
@@ -183,8 +189,8 @@ class SFTConfig(_OfflineConfig):
 class DPOConfig(_OfflineConfig):
     """Direct preference optimisation. A batch's rows are pairs: two sequences each."""
 
-    beta: float = 0.1
-    label_smoothing: float = 0.0
+    beta: float = number(0.1, above=0)
+    label_smoothing: float = number(0.0, least=0, below=0.5)
     """The probability that a pair is the wrong way round."""
 
 
@@ -192,20 +198,20 @@ class DPOConfig(_OfflineConfig):
 class GroupConfig(ObjectiveConfig):
     """What trainers have that compare samples of a group: sampling, and how samples are used."""
 
-    num_prompts_per_step: int | None = None
+    num_prompts_per_step: int | None = number(None, least=1)
     """Prompts of an optimizer step. With `num_generations` samples each they are
     per_device_train_batch_size x data parallel ranks x gradient_accumulation_steps sequences; None:
     what these make."""
-    num_generations: int = 8
+    num_generations: int = number(8, least=2)
     """Completions sampled for each prompt."""
-    max_completion_length: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
+    max_completion_length: int = number(256, least=1)
+    temperature: float = number(1.0, above=0)
+    top_p: float = number(1.0, above=0, most=1)
     """Below 1 (or top_k above 0, or min_p) the engine's log-probabilities are those of the tokens
     left in, and `sampling/*` shows them apart from the trainer's, which are over all tokens."""
-    top_k: int = 0
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
+    top_k: int = number(0, least=0)
+    min_p: float | None = number(None, least=0, most=1)
+    repetition_penalty: float = number(1.0, above=0)
     stop: list[str] | None = None
     """Texts that end a completion; it holds the tokens that spell them, and is finished."""
     bad_words: list[str] | None = None
@@ -214,28 +220,28 @@ class GroupConfig(ObjectiveConfig):
     """What completions have to obey, as a dictionary of what vLLM's StructuredOutputsParams takes:
     one of json (a schema), regex, choice (a list of texts) and grammar. With it, or bad_words, the
     engine's log-probabilities are those of the tokens left in."""
-    steps_per_generation: int | None = None
+    steps_per_generation: int | None = number(None, least=1)
     """Micro-batches made of one generation's samples; None: gradient_accumulation_steps."""
-    generation_batch_size: int | None = None
+    generation_batch_size: int | None = number(None, least=1)
     """Or else the samples of a generation, over all data parallel ranks."""
-    num_iterations: int = 1
+    num_iterations: int = number(1, least=1)
     """How often each generation's samples are used."""
     shuffle_dataset: bool = True
 
     use_dynamic_sampling: bool = False
     """Replace groups whose rewards are all the same by further prompts' (arXiv:2503.14476)."""
-    dynamic_sampling_max_gen_batches: int = 10
+    dynamic_sampling_max_gen_batches: int = number(10, least=1)
     """Generations tried for a batch at most; what is lacking then are groups without spread."""
 
     sync_ref_model: bool = False
     """Move the reference model towards the policy (TR-DPO, arXiv:2404.09656)."""
-    ref_model_mixup_alpha: float = 0.6
+    ref_model_mixup_alpha: float = number(0.6, least=0, most=1)
     """The policy's share in reference <- alpha * policy + (1 - alpha) * reference."""
-    ref_model_sync_steps: int = 512
+    ref_model_sync_steps: int = number(512, least=1)
 
-    reward_timeout: float | None = None
+    reward_timeout: float | None = number(None, above=0, most=LONGEST_WAIT)
     """Seconds each reward function may take for a step's samples; None: any time."""
-    log_completions: Any = 4
+    log_completions: Any = number(4, least=0)
     """Completions a step written to completions.jsonl; true: all."""
 
 
@@ -243,24 +249,24 @@ class GroupConfig(ObjectiveConfig):
 class TeachingConfig:
     """What only TeacherGRPOTrainer uses; GRPOConfig has it too, as in ATLAS."""
 
-    baseline_samples: int = 1
+    baseline_samples: int = number(1, least=1)
     """Unaided answers averaged for each question (sampled ones, if above 1)."""
-    max_probe_tokens: int = 500
-    max_answer_tokens: int | None = None
+    max_probe_tokens: int = number(500, least=1)
+    max_answer_tokens: int | None = number(None, least=1)
     """Tokens of one answer of the student; None: max_completion_length."""
-    student_temperature: float = 0.0
-    degradation_penalty_multiplier: float = 2.0
-    efficiency_weight: float = 1.0
-    formula: str = "seed"
+    student_temperature: float = number(0.0, least=0)
+    degradation_penalty_multiplier: float = number(2.0, least=0)
+    efficiency_weight: float = number(1.0, least=0)
+    formula: str = choice("seed", FORMULAS)
     """Of AdaptiveTeachingReward: "seed", "rcl" or "docs"."""
-    answer_match: str = "text"
+    answer_match: str = choice("text", ANSWER_MATCHES)
     """A solution is right where it is the ground truth as "text", or as mathematics: "math"."""
-    extraction: str = "strict"
+    extraction: str = choice("strict", EXTRACTIONS)
     """An answer's solution is what its <solution> tags hold ("strict"), or also what a box holds,
     and of what the tags hold the answer alone ("lenient")."""
     gain_per_token: bool = True
     """LikelihoodGainReward is a mean over the reference's tokens; False: the sum over them."""
-    gain_clip: float | None = None
+    gain_clip: float | None = number(None, above=0)
     """It is kept within -gain_clip and gain_clip; None: as it is."""
     disable_student_offloading: bool = False
     """Keep the student's engine in GPU memory while a colocated teacher works."""
@@ -272,17 +278,17 @@ class TeachingConfig:
 class GRPOConfig(_ModelTrainingConfig, GroupConfig, TeachingConfig):
     """Group relative policy optimisation on a reward."""
 
-    max_completion_length: int = 512
-    max_prompt_length: int | None = None
+    max_completion_length: int = number(512, least=1)
+    max_prompt_length: int | None = number(None, least=1)
     """Tokens of a prompt at most; None: any number the model has room for."""
-    max_sequence_length: int | None = None
+    max_sequence_length: int | None = number(None, least=1)
     """Tokens of prompt and completion together at most; completions are cut off there."""
-    overlong: str = "error"
+    overlong: str = choice("error", OVERLONG)
     """A prompt too long: "error" names the row, "drop" leaves it out."""
-    num_generations_eval: int | None = None
+    num_generations_eval: int | None = number(None, least=1)
     """Completions of each prompt in evaluations; None: num_generations."""
     chat_template_kwargs: dict | None = None
-    max_tool_calling_iterations: int | None = None
+    max_tool_calling_iterations: int | None = number(None, least=1)
     """How often tools or an environment answer in a conversation at most; None: any number."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
@@ -363,7 +369,7 @@ class TeacherGRPOConfig(TrainingConfig, GroupConfig, TeachingConfig):
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
-    num_prompts_per_step: int | None = 16
+    num_prompts_per_step: int | None = number(16, least=1)
     rewards: list[str] = field(default_factory=lambda: ["adaptive"])
     """Where the trainer is given no `reward_funcs`: "adaptive" (AdaptiveTeachingReward),
     "likelihood_gain" (LikelihoodGainReward), "rim" (RIMReward), "leak_penalty" (-1 where a teaching

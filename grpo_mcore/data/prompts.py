@@ -10,8 +10,6 @@ from grpo_mcore.data.chat import Text, Tools, encode, is_conversation, read_text
 from grpo_mcore.data.sources import Rows, require_columns
 from grpo_mcore.errors import ConfigError
 
-OVERLONG = ("error", "drop")
-
 
 @dataclass(frozen=True)
 class Prompt:

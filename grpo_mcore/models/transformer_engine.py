@@ -22,7 +22,6 @@ from grpo_mcore.parallel.grid import Layout
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-LAYERS = ("auto", "transformer_engine", "local")
 OLDEST = (2, 9)
 """The first Transformer Engine that Megatron-Core 0.16 is made for."""
 

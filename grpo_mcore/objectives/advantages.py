@@ -7,11 +7,11 @@ sample without any reward has advantage 0.
 import torch
 from torch import Tensor
 
+from grpo_mcore.config.bounds import check_choice
 from grpo_mcore.config.objective import (
     ADVANTAGE_ESTIMATORS,
     AGGREGATIONS,
     SCALES,
-    check_choice,
 )
 from grpo_mcore.errors import ConfigError
 

@@ -14,7 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from grpo_mcore.config.objective import CORRECTION_MODES, ObjectiveConfig, check_choice
+from grpo_mcore.config.bounds import check_choice
+from grpo_mcore.config.objective import CORRECTION_MODES, ObjectiveConfig
 from grpo_mcore.errors import ConfigError
 from grpo_mcore.objectives.metrics import mean_of
 

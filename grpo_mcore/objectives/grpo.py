@@ -16,7 +16,8 @@ import math
 import torch
 from torch import Tensor
 
-from grpo_mcore.config.objective import LOSS_TYPES, ObjectiveConfig, check_choice
+from grpo_mcore.config.bounds import check_choice
+from grpo_mcore.config.objective import LOSS_TYPES, ObjectiveConfig
 from grpo_mcore.objectives.kl import kl_estimate
 from grpo_mcore.objectives.metrics import mean_of
 from grpo_mcore.objectives.ratios import importance_ratio, off_policy_mask, sequence_mean

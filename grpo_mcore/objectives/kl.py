@@ -13,7 +13,8 @@ k1.
 import torch
 from torch import Tensor
 
-from grpo_mcore.config.objective import KL_ESTIMATORS, check_choice
+from grpo_mcore.config.bounds import check_choice
+from grpo_mcore.config.objective import KL_ESTIMATORS
 
 
 def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, estimator: str = "k3") -> Tensor:

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from grpo_mcore.config.objective import IMPORTANCE_SAMPLING_LEVELS, check_choice
+from grpo_mcore.config.bounds import check_choice
+from grpo_mcore.config.objective import IMPORTANCE_SAMPLING_LEVELS
 
 
 def importance_ratio(log_ratio: Tensor, mask: Tensor, level: str) -> Tensor:

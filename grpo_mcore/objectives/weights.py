@@ -8,7 +8,8 @@ split. So they are made of the mask of the whole update and then cut like it.
 import torch
 from torch import Tensor
 
-from grpo_mcore.config.objective import LOSS_TYPES, check_choice
+from grpo_mcore.config.bounds import check_choice
+from grpo_mcore.config.objective import LOSS_TYPES
 
 
 def equal_weights(mask: Tensor, tokens: Tensor | float | None = None) -> Tensor:

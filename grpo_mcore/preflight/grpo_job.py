@@ -6,8 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from grpo_mcore.config import ConfigError, GRPOConfig
-from grpo_mcore.config.objective import check_choice
-from grpo_mcore.data.prompts import OVERLONG, Prompt, load_prompts
+from grpo_mcore.data.prompts import Prompt, load_prompts
 from grpo_mcore.data.sources import Rows, Table, open_dataset, open_eval_datasets
 from grpo_mcore.data.tokenizer import Tokenizer
 from grpo_mcore.environments import EnvironmentSpec, check_environment, check_tools
@@ -117,15 +116,6 @@ def check_grpo(
         ConfigError: for the first setting found that cannot work.
     """
     check_group(config)
-    check_choice("overlong", config.overlong, OVERLONG)
-    for key in (
-        "max_prompt_length",
-        "max_sequence_length",
-        "num_generations_eval",
-        "max_tool_calling_iterations",
-    ):
-        if getattr(config, key) is not None and getattr(config, key) < 1:
-            raise ConfigError(f"{key}={getattr(config, key)}: must be at least 1")
     for key in ("stop", "structured_outputs"):
         if getattr(config, key) and (tools or environment is not None):
             raise ConfigError(

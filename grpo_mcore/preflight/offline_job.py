@@ -71,9 +71,6 @@ def check_offline(
         key, source = "train", config.train
     if source is None:
         raise ConfigError("train_dataset=None: give a dataset, here, in args.train or to fit()")
-    for name in ("max_length", "deadline_seconds"):
-        if getattr(config, name) is not None and getattr(config, name) <= 0:
-            raise ConfigError(f"{name}={getattr(config, name)}: must be above 0")
     config, layout, shape, own_tokenizer = open_model(config, world_size, tokenizer)
     _check_kind(config, shape)
     longest = min(config.max_length or shape.positions, shape.positions)
@@ -126,12 +123,6 @@ def _check_kind(config: OfflineConfig, shape: ModelShape) -> None:
         if config.packing:
             check_packing("model", shape, config.model)
         return
-    if config.beta <= 0:
-        raise ConfigError(f"beta={config.beta}: must be above 0")
-    if not 0 <= config.label_smoothing < 0.5:
-        raise ConfigError(
-            f"label_smoothing={config.label_smoothing}: must be at least 0 and below 0.5"
-        )
     if config.max_tokens_per_micro_batch is not None:
         raise ConfigError(
             f"max_tokens_per_micro_batch={config.max_tokens_per_micro_batch}: would tear pairs "

@@ -20,7 +20,7 @@ from grpo_mcore.rewards.shape import (
     get_soft_overlong_punishment,
     think_format_reward,
 )
-from grpo_mcore.rewards.specs import RewardSource, RewardSpec, as_reward_specs, reward
+from grpo_mcore.rewards.specs import RewardSource, RewardSpec, as_reward_specs, listed, reward
 
 __all__ = [
     "AdaptiveTeachingReward",
@@ -41,6 +41,7 @@ __all__ = [
     "group_metrics",
     "leak_penalty",
     "leaks_answer",
+    "listed",
     "reward",
     "reward_metrics",
     "score",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from grpo_mcore.config.objective import check_choice
+from grpo_mcore.config.bounds import check_choice
 from grpo_mcore.data.text import extract_teaching
 from grpo_mcore.rewards.grading import ANSWER_MATCHES
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from grpo_mcore.config.objective import check_choice
+from grpo_mcore.config.bounds import check_choice
 from grpo_mcore.data.text import extract_solution, extract_solution_leniently, is_correct
 from grpo_mcore.rewards.accuracy import is_same_mathematics
 

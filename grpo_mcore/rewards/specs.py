@@ -17,6 +17,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -141,7 +142,7 @@ def as_reward_specs(
     Raises:
         ConfigError: for anything that could not be called, scored or weighed.
     """
-    functions = _listed(reward_funcs)
+    functions = listed(reward_funcs)
     if not functions:
         raise ConfigError(f"reward_funcs={reward_funcs}: give at least one reward function")
     weights = [1.0] * len(functions) if weights is None else list(weights)
@@ -153,7 +154,7 @@ def as_reward_specs(
     for weight in weights:
         if not math.isfinite(weight):
             raise ConfigError(f"reward_weights={weights}: give finite numbers")
-    tokenizers = _listed(processing_classes) or [None] * len(functions)
+    tokenizers = listed(processing_classes) or [None] * len(functions)
     if len(tokenizers) != len(functions):
         raise ConfigError(
             f"reward_processing_classes: {len(tokenizers)} for {len(functions)} reward functions; "
@@ -187,7 +188,8 @@ def callable_name(function: Callable) -> str:
     return getattr(inner, "__name__", type(inner).__name__)
 
 
-def _listed(value) -> list:
+def listed(value: Any) -> list:
+    """What an argument holds that may be one thing, several, or None."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]

@@ -267,37 +267,23 @@ class RemoteStudent:
         self.silence: EngineError | None = None
         """Why nothing more is expected of the student's ranks."""
 
-    def attempts(
-        self, questions: list[str], keys: list[str], references: list[str] | None = None
-    ) -> Pending:
-        return self._ask("attempts", questions=questions, keys=keys, references=references)
+    def attempts(self, *arguments) -> Pending:
+        return self._ask("attempts", *arguments)
 
-    def taught_answers(
-        self,
-        questions: list[str],
-        teachings: list[str],
-        keys: list[str],
-        references: list[str] | None = None,
-    ) -> Pending:
-        return self._ask(
-            "taught_answers",
-            questions=questions,
-            teachings=teachings,
-            keys=keys,
-            references=references,
-        )
+    def taught_answers(self, *arguments) -> Pending:
+        return self._ask("taught_answers", *arguments)
 
-    def probes(self, question: str, max_tokens: int, key: str) -> Pending:
-        return self._ask("probes", question=question, max_tokens=max_tokens, key=key)
+    def probes(self, *arguments) -> Pending:
+        return self._ask("probes", *arguments)
 
     def tell(self, answer: Any) -> None:
-        self._ask("tell", answer=answer)
+        self._ask("tell", answer)
 
     def close(self) -> None:
         """Lets the student's ranks end."""
         self._ask("stop")
 
-    def _ask(self, method: str, **arguments) -> Pending:
+    def _ask(self, method: str, *arguments) -> Pending:
         number, self.asked = self.asked, self.asked + 1
         if self.role.rank == 0:
             self.mailbox.post(f"question {number}", [method, arguments])
@@ -332,15 +318,15 @@ def serve(student: Student, role: Role, mailbox: Mailbox, number: int = 0) -> tu
         if method == "stop":
             return number, told
         if method == "tell":
-            told = arguments["answer"]
+            (told,) = arguments
             continue
         outcome = _outcome_at(student, method, arguments)  # the same on all ranks
         if role.rank == 0:
             mailbox.post(f"answer {number - 1}", outcome)
 
 
-def _outcome_at(student: Student, method: str, arguments: dict) -> dict:
-    return outcome_of(lambda: asdict(getattr(student, method)(**arguments).result()))
+def _outcome_at(student: Student, method: str, arguments: list) -> dict:
+    return outcome_of(lambda: asdict(getattr(student, method)(*arguments).result()))
 
 
 def outcome_of(ask: Callable[[], Any]) -> dict:

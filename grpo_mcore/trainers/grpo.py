@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from transformers import EvalPrediction
 
 from grpo_mcore.callbacks.runner import AnyCallback
 from grpo_mcore.checkpoint.start import Start
-from grpo_mcore.config import ConfigError, GRPOConfig, trained_model
+from grpo_mcore.config import ConfigError, GRPOConfig, TeachingConfig, trained_model
 from grpo_mcore.data.prompts import Prompt
 from grpo_mcore.data.sources import Rows
 from grpo_mcore.models.sources import local_model
@@ -29,6 +29,7 @@ from grpo_mcore.rewards import (
     RewardSource,
     RewardSpec,
     as_reward_specs,
+    listed,
 )
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.start import spec_of_trained, start_engines
@@ -50,13 +51,6 @@ from grpo_mcore.trainers.arguments import (
 )
 from grpo_mcore.trainers.base import BaseTrainer
 from grpo_mcore.training.policy import Policy
-
-TEACHING = (
-    "baseline_samples", "max_probe_tokens", "max_answer_tokens", "student_temperature",
-    "degradation_penalty_multiplier", "efficiency_weight", "gain_per_token", "gain_clip",
-    "disable_student_offloading", "templates",
-)  # fmt: skip
-"""Settings of GRPOConfig that only TeacherGRPOTrainer reads."""
 
 
 class GRPOTrainer(BaseTrainer):
@@ -155,7 +149,7 @@ class GRPOTrainer(BaseTrainer):
         self.reward_processing_classes = reward_processing_classes
         self.reward_sources: list[RewardSource] = []
         for source in (reward_funcs, reward_fn, reward_model):
-            self.reward_sources += _listed(source)
+            self.reward_sources += listed(source)
         if self._is_complete():
             self._get_ready()
 
@@ -180,7 +174,7 @@ class GRPOTrainer(BaseTrainer):
 
     def _refuse_unused(self, args: GRPOConfig) -> None:
         plain = GRPOConfig()
-        for name in TEACHING:
+        for name in (field.name for field in fields(TeachingConfig)):
             if getattr(args, name) != getattr(plain, name):
                 raise ConfigError(
                     f"{name}={getattr(args, name)}: is a setting of TeacherGRPOTrainer only"
@@ -196,7 +190,7 @@ class GRPOTrainer(BaseTrainer):
         if dataset is not None:
             self.train_dataset = dataset
         if reward_fn is not None:
-            self.reward_sources = _listed(reward_fn)
+            self.reward_sources = listed(reward_fn)
         if environment is not None:
             self.environment = environment
 
@@ -348,9 +342,3 @@ def _environment_reward(name: str) -> Callable:
 
     environment.__name__ = name
     return environment
-
-
-def _listed(value: Any) -> list:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]

@@ -9,13 +9,14 @@ from typing import Any, Self
 from grpo_mcore import device
 from grpo_mcore.checkpoint.stored import StoredModel, check_stored, find_model, settings_of_run
 from grpo_mcore.config import ConfigError, ModelConfig, TeacherGRPOConfig
+from grpo_mcore.config.bounds import check_bounds
 from grpo_mcore.config.compose import override_config
 from grpo_mcore.data.tokenizer import load_tokenizer
 from grpo_mcore.models.sources import local_model
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.parallel.world import join, world_size
 from grpo_mcore.preflight.lengths import Lengths
-from grpo_mcore.preflight.settings import check_model, check_numbers, check_templates
+from grpo_mcore.preflight.settings import check_model, check_teaching
 from grpo_mcore.preflight.teaching_job import TeachingJob
 from grpo_mcore.rollout.pool import RolloutPool
 from grpo_mcore.rollout.requests import Completion, Request
@@ -140,8 +141,8 @@ class Tutor(TutoringMethods):
             model = replace(getattr(config, role), path=models[role].directory)
             config = replace(config, **{role: model})
             check_model(role, model)
-        check_numbers(config)
-        check_templates(config)
+        check_bounds(config)
+        check_teaching(config)
         shapes = {role: check_stored(role, models[role]) for role in ROLES}
         tokenizers = {role: load_tokenizer(role, models[role].directory) for role in ROLES}
         lengths = Lengths(**{role: min(shapes[role].positions, LONGEST) for role in ROLES})

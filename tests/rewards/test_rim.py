@@ -442,7 +442,7 @@ def test_the_reward_system_is_switched_by_one_override():
         ("max_workers: [", "system.yaml"),
         ("max_workers: 0", "reward_system.max_workers=0: must be at least 1"),
         ("temperatures: []", "reward_system.temperatures=[]: give at least one"),
-        ("variance_threshold: 2", "reward_system.variance_threshold=2.0: must be at most 1 and"),
+        ("variance_threshold: 2", "reward_system.variance_threshold=2.0: must be between 0 and 1"),
         ("judges: {process: {weight: 0}}", "judges.process.weight=0.0: must be above 0"),
         ("judges: {process: {prompt: hm}}", "judges.process.prompt: needs {question} and"),
         ("small: {base_url: here}", "small.base_url=here: is no URL"),

@@ -351,7 +351,6 @@ def test_completions_longer_than_the_context(config):
         ("num_generations", 1, 2),
         ("num_prompts_per_step", 0, 1),
         ("per_device_train_batch_size", 0, 1),
-        ("max_steps", 0, 1),
         ("max_completion_length", 0, 1),
         ("baseline_samples", 0, 1),
         ("beta", -0.1, 0),
@@ -370,6 +369,10 @@ def test_completions_longer_than_the_context(config):
 def test_number_too_small(config, key, value, least):
     message = refusal(config, **{key.replace(".", "__"): value})
     assert message == f"{key}={value}: must be at least {least}"
+
+
+def test_no_steps(config):
+    assert refusal(config, max_steps=0).startswith("max_steps=0: must be at least 1, or -1")
 
 
 def test_limits_on_the_mismatch_are_checked(config):
@@ -455,9 +458,9 @@ def test_template_without_a_field(config, name, text, missing):
     [
         ("rollout.teacher_engines", 3, ("must divide the role's 4 ranks",)),
         ("rollout.teacher_engines", 8, ("at most 4",)),
-        ("rollout.student_engines", -1, ("at most 1",)),
+        ("rollout.student_engines", -1, ("at least 0",)),
         ("rollout.teacher_tensor_parallel", 3, ("4 attention heads do not divide",)),
-        ("rollout.student_tensor_parallel", 0, ("4 attention heads",)),
+        ("rollout.student_tensor_parallel", 0, ("at least 1",)),
     ],
 )
 @pytest.mark.skipif(device.is_cuda(), reason="counts engines as on a CPU")
@@ -505,7 +508,6 @@ def test_a_time_limit_of_nothing(config):
             "structured_outputs={'regex': 'a'}: the engine's log-probabilities are then",
         ),
         ({"rollout__engine": "remote"}, "rollout.engine=remote: choose one of local, server"),
-        ({"rollout__server_transport": "nccl"}, "rollout.server_transport=nccl: not built"),
         ({"rollout__engine": "server"}, "rollout.teacher_servers=[]: rollout.engine=server needs"),
     ],
 )
@@ -522,9 +524,9 @@ def test_sampling_in_words(config):
     "key, value, message",
     [
         ("max_engine_restarts", -1, "must be at least 0"),
-        ("start_seconds", 0.0, "must be above 0 and at most rollout.deadline_seconds=1800.0"),
-        ("generate_seconds", 2000.0, "must be above 0 and at most rollout.deadline_seconds=18"),
-        ("sync_seconds", -1.0, "must be above 0 and at most rollout.deadline_seconds=1800.0"),
+        ("start_seconds", 0.0, "must be above 0"),
+        ("generate_seconds", 2000.0, "must be at most rollout.deadline_seconds=1800.0"),
+        ("sync_seconds", -1.0, "must be above 0"),
         ("quantization", "int3", "choose one of fp8"),
     ],
 )

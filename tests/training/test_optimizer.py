@@ -43,8 +43,6 @@ def test_what_works():
             {"fault": "it is not installed"},
             "needs Transformer Engine, which cannot be used: it is not installed",
         ),
-        ({"optimizer_offload_fraction": -0.5}, {}, {}, "must be between 0 and 1"),
-        ({"optimizer_offload_fraction": 1.5}, {}, {}, "must be between 0 and 1"),
     ],
 )
 def test_offloading_that_cannot_be(config, model, facts, message):
