@@ -49,11 +49,12 @@ class ObjectiveConfig:
     use_kl_in_reward: bool = False
     """Take the KL from the reward and not into the loss; "k1" is the estimator for it."""
 
-    entropy_coef: float = number(0.0, least=0)
-    """Weight of the mean entropy, which the loss is lowered by; the first one, if adaptive."""
+    entropy_coef: float = number(0.0)
+    """Weight of the mean entropy, which the loss is lowered by (below 0: raised); the first one, if
+    adaptive."""
     use_adaptive_entropy: bool = False
-    entropy_coef_min: float = number(0.0, least=0)
-    entropy_coef_max: float = number(1.0, least=0)
+    entropy_coef_min: float = number(0.0)
+    entropy_coef_max: float = number(1.0)
     entropy_coef_delta: float = number(0.005, least=0)
     """The step by which the adaptive coefficient moves."""
     entropy_target: float = number(0.2, least=0)

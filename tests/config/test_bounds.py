@@ -21,8 +21,10 @@ from grpo_mcore.config.bounds import check_bounds, kinds_of
 CONFIGS = [
     kind(peft_config=LoraConfig()) for kind in (GRPOConfig, TeacherGRPOConfig, SFTConfig, DPOConfig)
 ]
-NEGATIVE = {"max_steps", "reward_weights"}
-"""Where -1 is legal: as many steps as the epochs have; a reward that counts against."""
+NEGATIVE = {
+    "max_steps", "reward_weights", "entropy_coef", "entropy_coef_min", "entropy_coef_max",
+}  # fmt: skip
+"""Where -1 is legal: as many steps as the epochs have; what counts against."""
 ZERO = {
     # switched off, or none
     "beta", "entropy_coef", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta",
