@@ -156,7 +156,7 @@ class RolloutConfig:
     teacher_servers: list[str] = field(default_factory=list)
     student_servers: list[str] = field(default_factory=list)
     server_transport: str = choice("http", ("http",))
-    """How weights go to servers. (A broadcast by NCCL that one side leaves would hang the other.)"""
+    """How weights go to servers. (An NCCL broadcast that one side leaves would hang the other.)"""
     policy_engines: int = number(0, least=0)
     """Engines of GRPO's policy; 0: one on CPU, one for every `policy_tensor_parallel` GPUs."""
     policy_tensor_parallel: int = number(1, least=1)
