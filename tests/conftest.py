@@ -139,20 +139,38 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # of pytest-xdist, whose workers share the servers
         from tests.forked import start_servers
 
-        start_servers()
+        for server in start_servers():
+            config.add_cleanup(server.end)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes most goes first, so that lanes end together."""
+
+    def weight(item: pytest.Item) -> tuple[int, bool]:
+        cores = item.get_closest_marker("cores")
+        return -cores.args[0] if cores else 0, item.get_closest_marker("engine") is None
+
+    if not config.pluginmanager.hasplugin("randomly"):
+        items.sort(key=weight)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forked_engines(request) -> Iterator[None]:
     """Engines are forked from a process that has imported vLLM, but for modules marked
-    `real_engines`."""
+    `real_engines`. Modules start what they are marked for only."""
     from grpo_mcore.rollout import engine
-    from tests.forked import REALLY, start_guarded
+    from tests import forked
 
-    is_real = request.node.get_closest_marker("real_engines")
-    engine.start_guarded = REALLY if is_real else start_guarded
+    marks = {mark.name: mark for mark in request.node.iter_markers()}
+    forked.cores = marks["cores"].args[0] if "cores" in marks else 1
+    if "real_engines" in marks:
+        engine.start_guarded = forked.REALLY
+    elif "engine" in marks:
+        engine.start_guarded = forked.start_guarded
+    else:
+        engine.start_guarded = forked.refuse
     yield
-    engine.start_guarded = REALLY
+    engine.start_guarded = forked.REALLY
 
 
 @pytest.fixture(scope="module", autouse=True)

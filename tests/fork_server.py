@@ -33,24 +33,30 @@ _LONGEST = 1 << 20
 class Server:
     """A fork server, known by its socket, which may have been started by another process."""
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, path: str, process: subprocess.Popen | None = None):
+        self.path, self.process = path, process
 
     @classmethod
     def start(cls, modules: list[str], environment: Mapping[str, str]) -> "Server":
-        """Starts one that ends with this process.
+        """Starts one that ends with this process, if not before.
 
         Args:
             environment: what libraries read as they are loaded, on top of this process's.
         """
         path = tempfile.mktemp(prefix="fork-", suffix=".socket")
-        subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "tests.fork_server", path, *modules],
             cwd=ROOT,
             env=os.environ | environment,
             stdin=subprocess.DEVNULL,
         )
-        return cls(path)
+        return cls(path, process)
+
+    def end(self) -> None:
+        """Of one that was started here. What its processes took is then counted as this one's."""
+        self.process.terminate()
+        self.process.wait()
+        Path(self.path).unlink(missing_ok=True)
 
     def fork(
         self,

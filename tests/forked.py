@@ -54,15 +54,21 @@ ENGINE_VARIABLES = {
 """What an engine has (`EngineSpec.environment`) that libraries read as they are loaded."""
 
 
+cores = 1
+"""Ranks that the test module under way may start (its marker `cores`)."""
 _posix_spawn = os.posix_spawn
 REALLY = engine.start_guarded
 """How engines are started outside tests."""
 
 
-def start_servers() -> None:
-    """They import nothing before they are first asked, and end with this process."""
-    os.environ[RANKS] = Server.start(OF_RANKS, {"OMP_NUM_THREADS": "1"}).path
-    os.environ[ENGINES] = Server.start(OF_ENGINES, ENGINE_VARIABLES).path
+def start_servers() -> list[Server]:
+    """They import nothing before they are first asked."""
+    servers = [
+        Server.start(OF_RANKS, {"OMP_NUM_THREADS": "1"}),
+        Server.start(OF_ENGINES, ENGINE_VARIABLES),
+    ]
+    os.environ[RANKS], os.environ[ENGINES] = (server.path for server in servers)
+    return servers
 
 
 def run_forked(
@@ -75,6 +81,7 @@ def run_forked(
     """
     from torch.distributed import TCPStore
 
+    assert ranks <= cores, f"mark the module pytest.mark.cores({ranks})"
     server, store = Server(os.environ[RANKS]), None
     numbered = [environment]
     if ranks:
@@ -128,6 +135,10 @@ def run_script() -> None:
     script = sys.argv[0]
     sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")
+
+
+def refuse(*_, **__) -> None:
+    raise AssertionError("mark the module pytest.mark.engine")
 
 
 def start_guarded(

@@ -6,7 +6,6 @@
 Every number is finite, and no larger than LARGEST where nothing else is said.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
@@ -42,26 +41,33 @@ class Range:
         )
 
     def __str__(self) -> str:
-        if self.least is not None and self.most is not None:
-            return f"between {_text(self.least)} and {_text(self.most)}"
-        ends = {"at least": self.least, "above": self.above, "below": self.below}
-        ends["at most"] = self._most if self.below is None else None
-        return " and ".join(f"{word} {_text(end)}" for word, end in ends.items() if end is not None)
+        return self._text(self.least, self.above, self._most, self.below)
 
     def refusal(self, value: Real) -> str:
-        """What is wrong with a value outside of it. The largest that any number may be is not
-        worth a word where another end is missed."""
-        said = str(self)
-        if self.most is None and math.isfinite(value) and value <= LARGEST:
-            said = said.removesuffix(f" and at most {_text(LARGEST)}")
-        return f"must be {said}"
+        """What is wrong with a value outside of it. An end so far away that it is not the point is
+        named where it is the one that was missed."""
+        most = self._most
+        if most >= LONGEST_WAIT and value <= most:
+            most = None
+        return f"must be {self._text(self.least, self.above, most, self.below)}"
+
+    @staticmethod
+    def _text(
+        least: float | None, above: float | None, most: float | None, below: float | None
+    ) -> str:
+        if below is not None:
+            most = None
+        if least is not None and most is not None and most < LONGEST_WAIT:
+            return f"between {_number(least)} and {_number(most)}"
+        ends = {"at least": least, "above": above, "below": below, "at most": most}
+        return " and ".join(f"{word} {_number(e)}" for word, e in ends.items() if e is not None)
 
     @property
     def _most(self) -> float:
         return LARGEST if self.most is None else self.most
 
 
-def _text(end: float) -> str:
+def _number(end: float) -> str:
     return str(int(end) if end == int(end) else end)
 
 

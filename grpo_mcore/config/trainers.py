@@ -60,7 +60,7 @@ class TrainingConfig:
     adam_beta1: float = number(0.9, least=0, below=1)
     adam_beta2: float = number(0.95, least=0, below=1)
     adam_epsilon: float = number(1e-8, above=0, most=1)
-    weight_decay: float = number(0.0, least=0, most=1)
+    weight_decay: float = number(0.0, least=0)
     max_grad_norm: float = number(1.0, least=0)
     """Of all gradients together; 0: no clipping."""
     distributed_optimizer: bool = False

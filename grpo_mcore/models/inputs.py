@@ -4,29 +4,7 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
-from grpo_mcore.config import ModelConfig
 from grpo_mcore.data.packing import boundaries, hidden_pairs
-from grpo_mcore.errors import ConfigError
-from grpo_mcore.models.shape import ModelShape
-from grpo_mcore.models.transformer_engine import read_facts, uses_transformer_engine
-
-
-def check_packing(key: str, shape: ModelShape, model: ModelConfig) -> None:
-    """Checks that several documents in a row can be kept apart in `model`, section `key`.
-
-    Raises:
-        ConfigError: where they cannot.
-    """
-    if shape.window:
-        raise ConfigError(
-            f"packing=true: {key}.path={model.path} has layers with a sliding window, which cannot "
-            "keep documents apart; leave it false"
-        )
-    if uses_transformer_engine(model, read_facts()) and model.dtype != "bfloat16":
-        raise ConfigError(
-            f"packing=true: Transformer Engine keeps documents apart in bfloat16 only; needs "
-            f"{key}.dtype=bfloat16, not {model.dtype}, or {key}.layers=local"
-        )
 
 
 def plain_inputs(tokens: Tensor) -> dict:

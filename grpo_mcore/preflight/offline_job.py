@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_mcore.config import ConfigError, DPOConfig, SFTConfig
+from grpo_mcore.config import ConfigError, DPOConfig, ModelConfig, SFTConfig
 from grpo_mcore.data.preferences import Preference, load_preferences
 from grpo_mcore.data.sources import Rows, is_data_module, open_dataset, open_eval_datasets
 from grpo_mcore.data.supervised import Example, load_examples
 from grpo_mcore.data.tokenizer import Tokenizer
-from grpo_mcore.models.inputs import check_packing
 from grpo_mcore.models.shape import ModelShape
+from grpo_mcore.models.transformer_engine import read_facts, uses_transformer_engine
 from grpo_mcore.parallel.grid import Layout
 from grpo_mcore.preflight.batches import steps_per_epoch, with_steps
 from grpo_mcore.preflight.models import open_model
@@ -116,6 +116,24 @@ def load_pairs(
     config: DPOConfig, tokenizer: Tokenizer, rows: Rows[dict], max_length: int
 ) -> Rows[Preference]:
     return load_preferences(rows, tokenizer.inner, max_length)
+
+
+def check_packing(key: str, shape: ModelShape, model: ModelConfig) -> None:
+    """Checks that several documents in a row can be kept apart in `model`, section `key`.
+
+    Raises:
+        ConfigError: where they cannot.
+    """
+    if shape.window:
+        raise ConfigError(
+            f"packing=true: {key}.path={model.path} has layers with a sliding window, which cannot "
+            "keep documents apart; leave it false"
+        )
+    if uses_transformer_engine(model, read_facts()) and model.dtype != "bfloat16":
+        raise ConfigError(
+            f"packing=true: Transformer Engine keeps documents apart in bfloat16 only; needs "
+            f"{key}.dtype=bfloat16, not {model.dtype}, or {key}.layers=local"
+        )
 
 
 def _check_kind(config: OfflineConfig, shape: ModelShape) -> None:

@@ -257,6 +257,7 @@ def check_optimizer(
 
 def check_model(key: str, model: ModelConfig) -> None:
     """Checks one model's settings, but for its path."""
+    check_bounds(model, f"{key}.")
     check_layers(key, model, read_facts())
 
 

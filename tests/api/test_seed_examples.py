@@ -1,5 +1,6 @@
 """The code examples of the five documents run as they stand.
 
+
 Replaced in them, and asserted to have been there, are only
 
     what                                       by
@@ -29,6 +30,8 @@ from grpo_mcore import GRPOConfig, GRPOTrainer, TeacherGRPOTrainer, TrainingResu
 from grpo_mcore.trainers.base import BaseTrainer
 from tests.conftest import write_family_model
 from tests.end_to_end.conftest import records, run_command, torchrun
+
+pytestmark = [pytest.mark.engine, pytest.mark.cores(2)]
 
 ATLAS_TEACHING = """
 from trainers import TeacherGRPOTrainer, AdaptiveTeachingReward

@@ -23,7 +23,7 @@ from tests.checkpoint.resume_worker import (
 )  # fmt: skip
 from tests.end_to_end.conftest import run_script
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.cores(4), pytest.mark.slow]
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 OTHER_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS[1:])
 

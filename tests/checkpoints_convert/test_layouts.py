@@ -13,6 +13,8 @@ from tests.checkpoints_convert.test_round_trip import assert_same
 from tests.conftest import FAMILY_MODELS
 from tests.end_to_end.conftest import run_script
 
+pytestmark = pytest.mark.cores(4)
+
 
 @pytest.fixture(scope="module")
 def saved(tiny_models, converted, tmp_path_factory) -> Path:

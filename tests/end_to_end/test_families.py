@@ -6,6 +6,8 @@ import pytest
 
 from tests.end_to_end.conftest import run_script
 
+pytestmark = [pytest.mark.cores(4), pytest.mark.engine]
+
 WORKER = Path(__file__).with_name("families_worker.py")
 EXPERTS = ["layout.teacher=1x1x2", "layout.student=1x1x2", "teacher.expert_parallel=2"]
 

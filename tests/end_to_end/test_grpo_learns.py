@@ -10,6 +10,8 @@ from grpo_mcore import GRPOConfig, GRPOTrainer
 from grpo_mcore.config import RolloutConfig
 from tests.end_to_end.conftest import ROOT, records
 
+pytestmark = pytest.mark.engine
+
 GENERATIONS = 30
 
 

@@ -7,6 +7,8 @@ import pytest
 from tests.conftest import write_family_model
 from tests.end_to_end.conftest import ROOT, SCRIPT, records, run_command
 
+pytestmark = [pytest.mark.cores(3), pytest.mark.engine]
+
 QUESTIONS = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 FAMILIES = {"qwen2": ("Qwen2Config", True), "llama": ("LlamaConfig", False)}
 

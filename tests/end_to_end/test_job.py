@@ -23,6 +23,8 @@ from tests.end_to_end.conftest import (
     torchrun,
 )
 
+pytestmark = [pytest.mark.cores(3), pytest.mark.engine]
+
 FOUR_STEPS = ["max_steps=4", "save_steps=1", "save_total_limit=2", "weight_decay=10", "beta=1"]
 """A random student earns no reward; the weights decay, and the reference pulls them back."""
 SEPARATE = ["layout.placement=separate", "layout.teacher=1x2x1", "layout.student=1x1x1"]

@@ -5,6 +5,8 @@ import pytest
 
 from tests.end_to_end.conftest import SCRIPT, records, run_command
 
+pytestmark = [pytest.mark.cores(3), pytest.mark.engine]
+
 
 @pytest.mark.slow
 @pytest.mark.seed(87)

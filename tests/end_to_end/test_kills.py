@@ -12,7 +12,7 @@ from tests.rollout.kills import killing
 from tests.trainers.grpo_jobs import job as grpo_job
 from tests.trainers.grpo_jobs import trainer_of, write_chat_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.real_engines]
+pytestmark = [pytest.mark.cores(2), pytest.mark.engine, pytest.mark.slow, pytest.mark.real_engines]
 
 STEPS = 3
 SETTINGS = {

@@ -10,6 +10,8 @@ import torch
 from tests.end_to_end.conftest import records, run_command, run_script
 from tests.end_to_end.layouts_worker import CASES, TRAINED, size_of
 
+pytestmark = [pytest.mark.cores(4), pytest.mark.engine]
+
 REFERENCE = "1x1x1"
 OPTIONS = [
     "beta=0.04", "use_bias_correction_kl=true", "vllm_importance_sampling_correction=true",

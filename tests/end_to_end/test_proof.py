@@ -4,6 +4,8 @@ import pytest
 
 from tests.end_to_end.conftest import ROOT, run_script
 
+pytestmark = pytest.mark.engine
+
 SCRIPT = """
 import sys
 from dataclasses import replace

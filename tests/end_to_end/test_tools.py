@@ -18,6 +18,8 @@ from grpo_mcore.weights.sync import SyncError  # noqa: E402
 from tools import verify_sync  # noqa: E402
 from tools.pair import open_pair, pair_parser  # noqa: E402
 
+pytestmark = [pytest.mark.cores(4), pytest.mark.engine]
+
 WORKER = Path(__file__).with_name("probe_worker.py")
 ATTENTION = "decoder.layers.{}.self_attention."
 DENSE = {

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.cores(4)
+
 ROOT = Path(__file__).resolve().parents[2]
 NEAR = 0.15
 

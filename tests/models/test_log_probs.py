@@ -9,6 +9,8 @@ import torch.distributed as dist
 from grpo_mcore.models.log_probs import log_probs_and_entropy
 from tests.end_to_end.conftest import run_script
 
+pytestmark = pytest.mark.cores(4)
+
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE, VOCAB = (3, 5), 17
 

@@ -17,6 +17,8 @@ from grpo_mcore.models.families import read_shape
 from tests.end_to_end.conftest import run_command, run_script
 from tests.models.lora_reference import CASES
 
+pytestmark = pytest.mark.cores(4)
+
 HERE = Path(__file__).parent
 LAYOUTS = ("single", "mixed")
 EVERY_MODEL = pytest.mark.parametrize("model", CASES)

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from tests.conftest import FAMILY_MODELS
 from tests.end_to_end.conftest import run_command, run_script
 
+pytestmark = pytest.mark.cores(4)
+
 HERE = Path(__file__).parent
 LAYOUTS = ("single", "mixed")
 

@@ -15,6 +15,8 @@ from grpo_mcore.models.sources import local_model, push_folder
 from tests.end_to_end.conftest import run_script
 from tests.models.hub_stub import SHA, USER, running_hub
 
+pytestmark = pytest.mark.cores(2)
+
 WORKER = Path(__file__).with_name("sources_worker.py")
 
 

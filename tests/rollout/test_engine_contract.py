@@ -15,6 +15,8 @@ from grpo_mcore.weights import sync as sync_module
 from grpo_mcore.weights.sync import SyncError
 from tests.rollout.conftest import MAX_MODEL_LEN
 
+pytestmark = pytest.mark.engine
+
 WORDS = ("what is two and three ?", "a train leaves at nine", "seven times eight", "why ?")
 
 

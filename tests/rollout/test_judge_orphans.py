@@ -16,7 +16,7 @@ import pytest
 from tests.end_to_end.conftest import ROOT, clean_environment
 from tests.rollout.test_orphans import MARK, processes_of, shared_memory_of
 
-pytestmark = pytest.mark.real_engines
+pytestmark = [pytest.mark.engine, pytest.mark.real_engines]
 
 WORKER = Path(__file__).with_name("judge_orphans_worker.py")
 

@@ -15,7 +15,7 @@ import pytest
 from tests.end_to_end.conftest import ROOT, clean_environment, torchrun
 from tests.trainers.grpo_jobs import write_chat_model
 
-pytestmark = pytest.mark.real_engines
+pytestmark = [pytest.mark.cores(2), pytest.mark.engine, pytest.mark.real_engines]
 
 MARK = "GRPO_MCORE_JOB_OF_THIS_TEST"
 """A variable that all processes of a job inherit."""

@@ -26,6 +26,8 @@ from grpo_mcore.rollout.requests import Request
 from grpo_mcore.rollout.server import BucketOffer, ServerEngine
 from tests.rollout.conftest import free_port, open_rig, serve_model
 
+pytestmark = pytest.mark.engine
+
 REQUEST = Request([5], 2, 0)
 DEADLINES = {"start": 60.0, "generate": 60.0, "sync": 60.0}
 START = 64, "float32", [1]

@@ -17,6 +17,8 @@ from grpo_mcore.trainers.tutor import Tutor
 from tests.end_to_end.conftest import ROOT, clean_environment, run_script
 from tests.teaching.conftest import GAP, SETTINGS, TASK
 
+pytestmark = [pytest.mark.cores(2), pytest.mark.engine]
+
 DEADLINE = 280
 
 

@@ -13,6 +13,8 @@ from grpo_mcore.data.tokenizer import Tokenizer
 from tests.teaching.conftest import GAP, GUIDANCE, SETTINGS
 from tests.teaching.conftest import TASK as CARDS
 
+pytestmark = pytest.mark.engine
+
 COINS, BOOKS = "tom has 7 coins.", "tom has 7 books."
 
 

@@ -41,6 +41,8 @@ from tests.conftest import name_of
 from tests.end_to_end.conftest import ROOT, clean_environment, records
 from tests.models.hub_stub import running_hub
 
+pytestmark = pytest.mark.engine
+
 ROWS = [{"prompt": f"tom has {number} cards.", "answer": str(number)} for number in range(8)]
 PEAK = 1e-3
 

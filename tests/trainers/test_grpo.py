@@ -35,6 +35,8 @@ from tests.trainers.grpo_jobs import (
     write_chat_model,
 )
 
+pytestmark = pytest.mark.engine
+
 TIMES = ("time/", "step_time", "train_runtime")
 
 

@@ -21,6 +21,8 @@ from tests.trainers.grpo_worker import (
     SAVED_STEP,
 )
 
+pytestmark = [pytest.mark.cores(4), pytest.mark.engine]
+
 LOCAL = ("time/", "sync/", "step_time")
 """Metrics that may differ."""
 

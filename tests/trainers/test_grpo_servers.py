@@ -8,6 +8,8 @@ import pytest
 from tests.rollout.conftest import free_port, serve_model
 from tests.trainers.grpo_jobs import job, trainer_of
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.mark.slow
 def test_a_run_on_a_server_is_the_run_on_local_engines(tiny_models, tmp_path):

@@ -25,6 +25,8 @@ from tests.end_to_end.conftest import records, run_command, run_script
 from tests.trainers.offline_reference import CHATS, HELD_OUT, PAIRS, ROWS, TEMPLATE
 from tests.trainers.offline_worker import DPO_LAYOUTS, dpo_config, rows_of, sft_config
 
+pytestmark = pytest.mark.cores(4)
+
 HERE = Path(__file__).parent
 
 
@@ -381,7 +383,7 @@ def test_arguments_under_two_names(model):
         ({"label_smoothing": 0.5}, "label_smoothing=0.5: must be at least 0 and below 0.5"),
         ({"max_tokens_per_micro_batch": 64}, "max_tokens_per_micro_batch=64: would tear pairs"),
         ({"metric_for_best_model": "eval_loss"}, "eval_loss: needs eval_dataset, there is none"),
-        ({"max_length": 0}, "max_length=0: must be above 0"),
+        ({"max_length": 0}, "max_length=0: must be at least 1"),
         ({"max_length": 2}, "max_length=2: every prompt of train_dataset is as long"),
     ],
 )

@@ -30,6 +30,8 @@ from grpo_mcore.rollout.judge_server import JudgeServer
 from tests.end_to_end.conftest import records
 from tests.rewards.judge_endpoint import fake_endpoint, verdict
 
+pytestmark = pytest.mark.engine
+
 ROWS = [{"question": f"tom has {n} cards.", "answer": str(n)} for n in range(4)]
 SERVER_SECONDS = 300
 

@@ -30,6 +30,8 @@ from grpo_mcore.trainers.teacher_grpo import teacher_config
 from tests.conftest import name_of
 from tests.end_to_end.conftest import records
 
+pytestmark = pytest.mark.engine
+
 ROWS = [{"question": f"tom has {n} cards.", "answer": f"so #### {n}"} for n in range(6)]
 LONG_ANSWERS = [ROWS[0], {"question": "how many?", "answer": 60 * "1 4 "}]
 LONG_ANSWER = [{"question": "how many?", "answer": 10 * "1 4 "}]

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from grpo_mcore.config import ConfigError, ModelConfig
-from grpo_mcore.models.inputs import check_packing
 from grpo_mcore.models.shape import ModelShape
+from grpo_mcore.preflight.offline_job import check_packing
 from tests.end_to_end.conftest import run_command, run_script
 from tests.training.split_worker import ALPHA, BUDGETS, CASES, PACKED
+
+pytestmark = pytest.mark.cores(4)
 
 SHAPE = ModelShape("llama", 128, 160, 2, 4, 2, 32, 500, 128, 1e-5, 1e4, False)
 EVERY_CASE = pytest.mark.parametrize("case", CASES)

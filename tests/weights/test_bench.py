@@ -8,6 +8,8 @@ import pytest
 from tests.end_to_end.conftest import ROOT, run_command
 from tools.estimate_weight_sync import Case, Model, cost
 
+pytestmark = [pytest.mark.cores(4), pytest.mark.engine]
+
 
 def test_the_documents_table_on_paper_is_the_tools():
     table = run_command([sys.executable, ROOT / "tools/estimate_weight_sync.py"])

@@ -8,6 +8,8 @@ import pytest
 from tests.conftest import FAMILY_MODELS
 from tests.end_to_end.conftest import run_script
 
+pytestmark = [pytest.mark.cores(4), pytest.mark.engine]
+
 WORKER = Path(__file__).with_name("exactness_worker.py")
 
 
