@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from filelock import FileLock
@@ -163,7 +164,8 @@ def forked_engines(request) -> Iterator[None]:
 
     marks = {mark.name: mark for mark in request.node.iter_markers()}
     forked.cores = marks["cores"].args[0] if "cores" in marks else 1
-    if "real_engines" in marks:
+    forked.are_real = "real_engines" in marks
+    if forked.are_real:
         engine.start_guarded = forked.REALLY
     elif "engine" in marks:
         engine.start_guarded = forked.start_guarded
@@ -174,12 +176,14 @@ def forked_engines(request) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def close_trainers() -> Iterator[None]:
-    """A trainer that a module leaves open would keep the next one from joining a world."""
-    yield
-    trainers = sys.modules.get("grpo_mcore.trainers.base")
-    if trainers and trainers.BaseTrainer._open:
-        trainers.BaseTrainer._open.close()
+def leave_nothing() -> Iterator[None]:
+    """Neither a trainer that a module leaves open, nor the address of the world it has joined,
+    shall be there for the next one."""
+    with patch.dict(os.environ):
+        yield
+        trainers = sys.modules.get("grpo_mcore.trainers.base")
+        if trainers and trainers.BaseTrainer._open:
+            trainers.BaseTrainer._open.close()
     distributed = sys.modules.get("torch.distributed")
     assert not (distributed and distributed.is_initialized()), "the module leaves a world open"
 

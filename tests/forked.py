@@ -56,6 +56,8 @@ ENGINE_VARIABLES = {
 
 cores = 1
 """Ranks that the test module under way may start (its marker `cores`)."""
+are_real = False
+"""Whether that module wants engines to start as they do for users."""
 _posix_spawn = os.posix_spawn
 REALLY = engine.start_guarded
 """How engines are started outside tests."""

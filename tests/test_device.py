@@ -101,22 +101,20 @@ def test_megatron_finds_the_process_ready_whoever_imports_it():
     assert run(program) == "torch.cuda.FloatTensor"
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "config",
-        "models.shape",
-        "launch",
-        "plan",
-        "checkpoint.start",
-        "preflight.grpo_job",
-        "preflight.offline_job",
-        "preflight.teaching_job",
-    ],
-)
-def test_what_precedes_a_job_loads_neither_megatron_nor_vllm(module):
-    program = f"""
-import sys, grpo_mcore.{module}
+def test_what_precedes_a_job_loads_neither_megatron_nor_vllm():
+    program = """
+import sys
+import grpo_mcore.config, grpo_mcore.models.shape, grpo_mcore.launch, grpo_mcore.plan
+import grpo_mcore.checkpoint.start, grpo_mcore.preflight.grpo_job
+import grpo_mcore.preflight.offline_job, grpo_mcore.preflight.teaching_job
 print([name for name in ("megatron", "vllm") if name in sys.modules])
+"""
+    assert run(program) == "[]"
+
+
+def test_settings_and_the_command_load_no_torch():
+    program = """
+import sys, grpo_mcore.config, grpo_mcore.cli
+print([name for name in ("torch", "transformers") if name in sys.modules])
 """
     assert run(program) == "[]"

@@ -49,7 +49,8 @@ class Range:
         most = self._most
         if most >= LONGEST_WAIT and value <= most:
             most = None
-        return f"must be {self._text(self.least, self.above, most, self.below)}"
+        said = self._text(self.least, self.above, most, self.below)
+        return f"must be {said or f'at least {_number(-LARGEST)}'}"
 
     @staticmethod
     def _text(

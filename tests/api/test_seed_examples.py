@@ -1,6 +1,5 @@
 """The code examples of the five documents run as they stand.
 
-
 Replaced in them, and asserted to have been there, are only
 
     what                                       by

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.forked import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +83,8 @@ def clean_environment() -> dict[str, str]:
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     environment["PYTHON"] = sys.executable
     environment["OMP_NUM_THREADS"] = "1"
-    environment["PYTHONPATH"] = str(ROOT)
+    site = [] if forked.are_real else [ROOT / "tests" / "site"]
+    environment["PYTHONPATH"] = ":".join(map(str, [*site, ROOT]))
     return environment
 
 

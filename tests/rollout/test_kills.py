@@ -28,7 +28,7 @@ device.prepare()
 from grpo_mcore.models.build import load_model  # noqa: E402
 from grpo_mcore.weights.sync import WeightSync  # noqa: E402
 
-pytestmark = [pytest.mark.engine, pytest.mark.real_engines]
+pytestmark = [pytest.mark.engine]
 
 REQUESTS = [Request([5 + n, 6, 7], 3 + 4 * n, seed=n) for n in range(24)]
 """Of which those that come first are finished first."""
