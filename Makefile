@@ -18,8 +18,8 @@ setup: $(READY) ## install everything; VLLM_CPU=<wheel or requirement> takes ano
 demo: $(READY) ## train a tiny teacher on the CPU; SEED=<n> for another run, REWARD=<name>
 	@$(VENV)/bin/python -m examples.demo.run $(if $(SEED),--seed $(SEED)) $(if $(REWARD),--reward $(REWARD))
 
-# Two at a time, file by file: most wait for processes that they have started.
-IN_LANES := -n 2 --dist loadfile
+# Three files at a time: many tests wait, for an engine or for time to pass.
+IN_LANES := -n 3 --dist loadfile
 
 test: $(READY) ## the quick tests
 	@$(VENV)/bin/python -m pytest $(IN_LANES) -m "not slow and not gpu" --durations 25

@@ -178,12 +178,14 @@ def forked_engines(request) -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def leave_nothing() -> Iterator[None]:
     """Neither a trainer that a module leaves open, nor the address of the world it has joined,
-    shall be there for the next one."""
+    nor what accelerate has made of that, shall be there for the next one."""
     with patch.dict(os.environ):
         yield
         trainers = sys.modules.get("grpo_mcore.trainers.base")
         if trainers and trainers.BaseTrainer._open:
             trainers.BaseTrainer._open.close()
+        if accelerate := sys.modules.get("accelerate.state"):
+            accelerate.AcceleratorState._reset_state(reset_partial_state=True)
     distributed = sys.modules.get("torch.distributed")
     assert not (distributed and distributed.is_initialized()), "the module leaves a world open"
 

@@ -1,5 +1,5 @@
-"""Python imports this first in programs that tests start (`clean_environment`): the engines of these
-are forked from a process that has imported vLLM, and all else is as users have it."""
+"""Python imports this first in programs that tests start (`clean_environment`): the engines of
+these are forked from a process that has imported vLLM, and all else is as users have it."""
 
 import sys
 from importlib.abc import MetaPathFinder
