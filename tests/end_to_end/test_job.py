@@ -25,6 +25,9 @@ from tests.end_to_end.conftest import (
 
 pytestmark = [pytest.mark.cores(3), pytest.mark.engine]
 
+REAL_ENGINES = {"PYTHONPATH": str(ROOT)}
+"""Environment of jobs whose end is what is tested, that of their engines included."""
+
 FOUR_STEPS = ["max_steps=4", "save_steps=1", "save_total_limit=2", "weight_decay=10", "beta=1"]
 """A random student earns no reward; the weights decay, and the reference pulls them back."""
 SEPARATE = ["layout.placement=separate", "layout.teacher=1x2x1", "layout.student=1x1x1"]
@@ -249,7 +252,9 @@ def test_a_run_in_which_trainer_and_engine_disagree_stops_with_one_line(job, tmp
     """Every rank finds it; no float32 agrees to the last digit."""
     overrides = [*job, *SEPARATE, "max_steps=2", "data.eval=null", f"output_dir={tmp_path / 'run'}"]
     overrides += ["rollout.mismatch_warn=null", "rollout.mismatch_stop=1"]
-    output = run_command(["bash", SCRIPT, *overrides], fails=True, NPROC_PER_NODE="3")
+    output = run_command(
+        ["bash", SCRIPT, *overrides], fails=True, NPROC_PER_NODE="3", **REAL_ENGINES
+    )
     said = [line for line in output.splitlines() if line.startswith("error:")]
     assert len(said) == 1 and said[0].startswith(
         "error: step 1: sampling/mismatch is 1.0000, above"
@@ -296,7 +301,7 @@ def test_a_bad_reward_function_stops_the_run_with_its_name_and_step(job, tmp_pat
     overrides += ["data.eval=null", "max_steps=2", f"output_dir={tmp_path / 'run'}"]
     layout = ["layout.placement=colocated"] if reward == "raises" else SEPARATE
     command = torchrun(2 if reward == "raises" else 3, script, *overrides, *layout)
-    output = run_command(command, fails=True)
+    output = run_command(command, fails=True, **REAL_ENGINES)
     assert "reward function my_reward" in output
     assert "at step 1" in output
     assert not processes_with_files_under(tmp_path / "run")

@@ -10,7 +10,7 @@ import torch
 from tests.end_to_end.conftest import records, run_command, run_script
 from tests.end_to_end.layouts_worker import CASES, TRAINED, size_of
 
-pytestmark = [pytest.mark.cores(4), pytest.mark.engine]
+pytestmark = [pytest.mark.cores(8), pytest.mark.engine]
 
 REFERENCE = "1x1x1"
 OPTIONS = [

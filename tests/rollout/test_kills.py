@@ -3,10 +3,8 @@
 `pytest -v tests/rollout/test_kills.py` shows the outcome of every cell.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
@@ -37,7 +35,7 @@ DEADLINE = 300.0
 
 @pytest.fixture(scope="module")
 def role() -> Iterator[Role]:
-    with patch.dict(os.environ), join({"policy": Layout()}, "colocated", DEADLINE) as world:
+    with join({"policy": Layout()}, "colocated", DEADLINE) as world:
         yield world.roles["policy"]
 
 

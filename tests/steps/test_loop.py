@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import yaml
@@ -33,7 +31,7 @@ from grpo_mcore.training.policy import Policy  # noqa: E402
 
 @pytest.fixture(scope="module")
 def role() -> Iterator[Role]:
-    with patch.dict(os.environ), join({"policy": Layout()}, "colocated", 60) as world:
+    with join({"policy": Layout()}, "colocated", 60) as world:
         yield world.roles["policy"]
 
 

@@ -1,9 +1,6 @@
 """A teacher tells strong students from weak ones, and teaches each in its own way."""
 
-import os
-from collections.abc import Iterator
 from types import SimpleNamespace
-from unittest.mock import patch
 
 import pytest
 
@@ -16,14 +13,6 @@ from tests.teaching.conftest import TASK as CARDS
 pytestmark = pytest.mark.engine
 
 COINS, BOOKS = "tom has 7 coins.", "tom has 7 books."
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    """Joining a world leaves its address behind."""
-    with patch.dict(os.environ):
-        os.environ.pop("RANK", None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -47,13 +47,6 @@ ROWS = [{"prompt": f"tom has {number} cards.", "answer": str(number)} for number
 PEAK = 1e-3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    """Joining a world leaves its address behind."""
-    with patch.dict(os.environ):
-        yield
-
-
 @pytest.fixture(scope="module")
 def model(tiny_models) -> str:
     return str(tiny_models / "qwen2")

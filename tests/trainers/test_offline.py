@@ -1,12 +1,9 @@
 """SFT and DPO compute what transformers computes, at any layout, and have what trainers have."""
 
 import math
-import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -28,13 +25,6 @@ from tests.trainers.offline_worker import DPO_LAYOUTS, dpo_config, rows_of, sft_
 pytestmark = pytest.mark.cores(4)
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    """Joining a world leaves its address behind."""
-    with patch.dict(os.environ):
-        yield
 
 
 @pytest.fixture(scope="module")

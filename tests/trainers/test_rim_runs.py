@@ -1,12 +1,10 @@
 """A run whose judges are behind an endpoint that does as it is told, and the run's own judge."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from unittest.mock import patch
 
 import psutil
 import pytest
@@ -34,13 +32,6 @@ pytestmark = pytest.mark.engine
 
 ROWS = [{"question": f"tom has {n} cards.", "answer": str(n)} for n in range(4)]
 SERVER_SECONDS = 300
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    """Joining a world leaves its address behind."""
-    with patch.dict(os.environ):
-        yield
 
 
 def settings(tiny_models: Path, directory: Path, **more) -> TeacherGRPOConfig:

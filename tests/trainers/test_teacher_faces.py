@@ -1,7 +1,6 @@
 """What TeacherGRPOTrainer has beside training, under ATLAS's names."""
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
@@ -45,13 +44,6 @@ TEMPLATES = TemplatesConfig(
     hints="hint {question} {approach}",
     verification="check {question} {approach}",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    """Joining a world leaves its address behind."""
-    with patch.dict(os.environ):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """A policy that has left its device and returned trains on as one that stayed."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -24,7 +22,7 @@ from grpo_mcore.training.policy import Policy  # noqa: E402
 
 @pytest.fixture(scope="module")
 def role() -> Iterator[Role]:
-    with patch.dict(os.environ), join({"policy": Layout()}, "colocated", 60) as world:
+    with join({"policy": Layout()}, "colocated", 60) as world:
         yield world.roles["policy"]
 
 
