@@ -387,7 +387,8 @@ def test_a_server_that_dies_in_a_sync_is_given_all_when_it_is_back(
 def test_a_server_that_dies_in_a_generation_goes_on_when_it_is_back(tiny_models, tmp_path):
     """It is given the weights again, and asked for what it had not finished."""
     path, port = tiny_models / "qwen2_tied", free_port()
-    requests = [Request([5, number], 40, number) for number in range(1, 200)]
+    # Enough for the generation not to be over when the server dies.
+    requests = [Request([5, number], 150, number) for number in range(1, 400)]
     with ExitStack() as stack:
         first = stack.enter_context(ExitStack())
         dying = serve_model(path, tmp_path / "first.log", port, end=signal.SIGKILL)

@@ -19,7 +19,7 @@ from tests.conftest import write_family_model
 from tests.data.sentencepiece_model import train_tokenizer
 from tests.end_to_end.conftest import records, run_command, run_script
 
-pytestmark = [pytest.mark.cores(2), pytest.mark.engine]
+pytestmark = [pytest.mark.cores(4), pytest.mark.engine]
 
 HERE = Path(__file__).parent
 BASELINE = "{question} answer :"

@@ -33,11 +33,11 @@ def settings(tmp_path_factory) -> Path:
     return file
 
 
-def start(*arguments, **options) -> subprocess.Popen:
+def start(*arguments, environment: dict[str, str] | None = None, **options) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "grpo_mcore.cli", "teach", *map(str, arguments)],
         cwd=ROOT,
-        env=clean_environment(),
+        env=clean_environment() | (environment or {}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -109,6 +109,7 @@ def test_ctrl_c_ends_it_and_its_engines(classroom_models, settings, tmp_path):
     process = start(
         "--teacher", classroom_models.teacher, "--student", classroom_models.weak,
         "--config", settings, f"output_dir={tmp_path}",
+        environment={"PYTHONPATH": str(ROOT)},  # with engines that are its own children
         start_new_session=True,
     )  # fmt: skip
     process.stdin.write("tom has 9 cards.\n")
